@@ -1,0 +1,210 @@
+"""The port of the log: an ordered, partitioned, replayable record of everything that happened.
+
+Two adapters fit it: `sqlite_log` (embedded) and Kafka. What a user of the port must be ready for holds for both:
+partitions move between the consumers of a group, a commit can fail because they did, and records arrive again.
+"""
+
+import base64
+import binascii
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
+
+from google.protobuf.message import DecodeError, Message as Proto
+from headwater.common.v1 import common_pb2
+
+from services.kernel.errors import InvalidInputError, VersionConflictError
+from services.kernel.topics import TopicSpec
+
+EMPTY: Mapping[str, str] = MappingProxyType({})
+SEPARATOR = "\x1f"
+DEFAULT_TENANT = "default"
+
+Offsets = dict[tuple[str, int], int]
+"""(topic, partition) -> the offset of the next record."""
+
+
+class Record(NamedTuple):
+    """A record as a consumer reads it.
+
+    Attributes:
+        topic, partition, offset: its place.
+        key: what it is about; records of one key are in one partition, in order.
+        value: the encoded event; None is a tombstone.
+        type: the full name of the message in `value` (CloudEvents `type`).
+        event_id: the same for every delivery and every replay of the event (CloudEvents `id`).
+        timestamp_ms: when it happened, milliseconds since the epoch (CloudEvents `time`).
+        headers: other metadata, for example `traceparent`.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    type: str
+    event_id: str
+    timestamp_ms: int
+    headers: Mapping[str, str] = EMPTY
+
+
+class Message(NamedTuple):
+    """A record to append. `partition` None means the key's; an empty `event_id` is filled in by whoever appends."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    type: str
+    timestamp_ms: int
+    partition: int | None = None
+    event_id: str = ""
+    headers: Mapping[str, str] = EMPTY
+
+
+class Batch(NamedTuple):
+    """Records of one partition, in order, and the offset that follows the last of them."""
+
+    topic: str
+    partition: int
+    records: Sequence[Record]
+    next_offset: int
+
+
+class Tally(NamedTuple):
+    """What became of a batch's inputs; the sum is their number."""
+
+    applied: int = 0
+    superseded: int = 0
+    waiting: int = 0
+    dead_lettered: int = 0
+
+    def plus(self, other: "Tally") -> "Tally":
+        """Return the sums."""
+        return Tally(*(a + b for a, b in zip(self, other, strict=True)))
+
+    @property
+    def total(self) -> int:
+        """The number of inputs."""
+        return self.applied + self.superseded + self.waiting + self.dead_lettered
+
+
+class Progress(NamedTuple):
+    """What a batch leads to: how far the group is then, what it publishes, what became of the inputs."""
+
+    group: str
+    topic: str
+    partition: int
+    next_offset: int
+    outputs: Sequence[Message]
+    tally: Tally
+
+
+class PartitionLostError(VersionConflictError):
+    """The partition has moved to another consumer: abandon the batch, it will be done there."""
+
+
+class Consumer(Protocol):
+    """One member of a consumer group."""
+
+    async def poll(self, max_records: int, max_bytes: int) -> Batch:
+        """Wait for the next records of one partition that this member has been given.
+
+        Successive polls go on from the last *committed* offset of a partition.
+        """
+
+    def unit(self) -> AbstractAsyncContextManager[None]:
+        """Open the unit of work in which a batch is loaded, decided and saved; leaving it normally makes it last."""
+
+    async def commit(self, progress: Progress) -> None:
+        """Publish the outputs and advance the group, within the open unit.
+
+        Raises:
+            PartitionLostError: the partition is not this member's any more.
+        """
+
+    async def close(self) -> None:
+        """Leave the group; its partitions go to the other members."""
+
+
+class Log(Protocol):
+    """The log."""
+
+    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        """Make the topics that are not there yet."""
+
+    def partitions(self, topic: str) -> int:
+        """Return the topic's number of partitions; raises InvalidInputError for a topic that is not there."""
+
+    async def append(self, messages: Sequence[Message], *, durable: bool = True) -> common_pb2.Position:
+        """Append all messages, or none.
+
+        Args:
+            messages: in order; those of one partition get consecutive offsets.
+            durable: return only when they would survive a power failure.
+
+        Returns:
+            The position that is reached when all of them have been read.
+        """
+
+    async def read(
+        self, topic: str, partition: int, offset: int, *, max_records: int = 500, max_bytes: int = 1 << 20
+    ) -> list[Record]:
+        """Return committed records from `offset` on: at least one if there is one, within the bounds."""
+
+    async def end(self, topic: str) -> list[int]:
+        """Return the next offset of each partition."""
+
+    async def committed(self, group: str) -> Offsets:
+        """Return the next offsets of a group; partitions that it never committed are not named."""
+
+    async def wait_committed(self, groups: Collection[str], position: common_pb2.Position, timeout_s: float) -> bool:
+        """Wait until every group has passed `position` in the topics that it consumes; False after `timeout_s`."""
+
+    async def wait_for(self, topics: Collection[str], seen: Offsets, timeout_s: float) -> bool:
+        """Wait until a topic holds records at or beyond `seen` (missing means 0); False after `timeout_s`."""
+
+    def consumer(self, group: str, topics: Sequence[str]) -> Consumer:
+        """Join a consumer group."""
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition of a key: the same in every adapter, and for ever."""
+    return zlib.crc32(key) % partitions
+
+
+def key_of(tenant: str, *parts: str) -> bytes:
+    """Return the canonical key of something that belongs to a tenant; an empty tenant means the default one."""
+    return SEPARATOR.join((tenant or DEFAULT_TENANT, *parts)).encode()
+
+
+def message_of(topic: str, key: bytes, event: Proto, timestamp_ms: int, partition: int | None = None) -> Message:
+    """Return the message that carries an event of `protos/`."""
+    return Message(topic, key, event.SerializeToString(), event.DESCRIPTOR.full_name, timestamp_ms, partition)
+
+
+def position_of(offsets: Mapping[tuple[str, int], int]) -> common_pb2.Position:
+    """Return offsets as a position, in a canonical order."""
+    return common_pb2.Position(
+        offsets=[
+            common_pb2.TopicOffset(topic=topic, partition=partition, offset=offset)
+            for (topic, partition), offset in sorted(offsets.items())
+        ]
+    )
+
+
+def encode_token(position: common_pb2.Position) -> str:
+    """Return a position's text form, the position token."""
+    return base64.urlsafe_b64encode(position.SerializeToString(deterministic=True)).decode().rstrip("=")
+
+
+def decode_token(token: str) -> common_pb2.Position:
+    """Return the position of a token; raises InvalidInputError when it is none."""
+    try:
+        raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        return common_pb2.Position.FromString(raw)
+    except (binascii.Error, DecodeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{token!r:.80} is not a position token: pass on what a push answered, whole"
+        ) from error

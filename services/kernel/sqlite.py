@@ -1,0 +1,257 @@
+"""The one SQLite database of an embedded installation: the log and every read model, in one file, under one writer.
+
+A unit of work is one SQLite transaction, so that state, offsets and published events become visible together or not
+at all. Everything runs on the event loop's thread; one writer at a time, in order of arrival, so a reader never sees
+a record before an earlier one. Checkpoints of the write-ahead log run in a thread beside it.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import structlog
+
+from services.kernel.errors import InvalidInputError, UnavailableError
+from services.kernel.log import Message
+
+FILE_NAME = "headwater.db"
+LOCK_NAME = "lock"
+CHECKPOINT_EVERY_S = 1.0
+CHECKPOINT_BYTES = 8 << 20  # below this the write-ahead log is left alone
+TRUNCATE_BYTES = 256 << 20  # beyond this writers wait until it has been emptied
+BUSY_TIMEOUT_S = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+class Transaction:
+    """An open unit of work: write through `connection`, publish with `emit`, and be told of the outcome."""
+
+    def __init__(self, connection: sqlite3.Connection, append: Callable[["Transaction", Sequence[Message]], None]) -> None:
+        self.connection = connection
+        self._append = append
+        self.on_commit: list[Callable[[], None]] = []
+        self.on_rollback: list[Callable[[], None]] = []
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Run one statement."""
+        return self.connection.execute(sql, parameters)
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
+        """Run one statement for every row."""
+        return self.connection.executemany(sql, rows)
+
+    def emit(self, messages: Sequence[Message]) -> None:
+        """Append messages to the log in this transaction."""
+        self._append(self, messages)
+
+
+class Database:
+    """The database of one installation; only one process at a time may have it open.
+
+    Attributes:
+        writer: the connection for units of work: use it only inside `transaction()`.
+        reader: a connection that sees committed data; keep statements short, they run on the event loop.
+
+    Raises:
+        UnavailableError: another process uses the folder, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / FILE_NAME
+        self._lock_file = _lock(folder)
+        try:
+            self.writer = self._connect(cache_kib=24_000)
+            self.writer.execute("PRAGMA journal_mode=WAL")
+            self.writer.execute("PRAGMA wal_autocheckpoint=0")
+            self.reader = self._connect(cache_kib=8_000)
+            self.reader.execute("PRAGMA query_only=ON")
+        except sqlite3.DatabaseError as error:
+            self._lock_file.close()
+            raise UnavailableError(
+                f"{self.path} cannot be opened as a database ({error}): restore it, or choose another folder with --data"
+            ) from error
+        self._turn = asyncio.Lock()
+        self._synchronous = ""
+        self._appender: Callable[[Transaction, Sequence[Message]], None] = _no_log
+        self._current: Transaction | None = None
+
+    def _connect(self, cache_kib: int) -> sqlite3.Connection:
+        # Commits and checkpoints may run in a thread, one at a time; sqlite3 itself is built thread-safe.
+        connection = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=BUSY_TIMEOUT_S
+        )
+        connection.execute(f"PRAGMA cache_size=-{cache_kib}")
+        connection.execute("PRAGMA temp_store=MEMORY")
+        return connection
+
+    def set_appender(self, appender: Callable[[Transaction, Sequence[Message]], None]) -> None:
+        """Tell how `Transaction.emit` appends; the log calls this once."""
+        self._appender = appender
+
+    def migrate(self, component: str, statements: Sequence[str]) -> None:
+        """Bring the tables of a component up to date, when the process starts.
+
+        Args:
+            component: whose tables they are.
+            statements: every statement that ever changed them, oldest first; only ever add to the end.
+
+        Raises:
+            InvalidInputError: the database was written by a newer version.
+        """
+        self.writer.execute("CREATE TABLE IF NOT EXISTS schema_versions (component TEXT PRIMARY KEY, version INTEGER)")
+        row = self.writer.execute("SELECT version FROM schema_versions WHERE component=?", (component,)).fetchone()
+        version = row[0] if row else 0
+        if version > len(statements):
+            raise InvalidInputError(
+                f"{self.path}: {component} was written by a newer version of Headwater (schema {version}, this one "
+                f"knows {len(statements)}): upgrade, or choose another folder with --data"
+            )
+        with self.writer_transaction():
+            for statement in statements[version:]:
+                self.writer.execute(statement)
+            self.writer.execute(
+                "INSERT INTO schema_versions VALUES (?, ?) ON CONFLICT DO UPDATE SET version=excluded.version",
+                (component, len(statements)),
+            )
+
+    @contextlib.contextmanager
+    def writer_transaction(self) -> Any:
+        """A plain transaction for start-up, before anything else runs."""
+        self.writer.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self.writer.execute("ROLLBACK")
+            raise
+        self.writer.execute("COMMIT")
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, *, durable: bool = False) -> AsyncIterator[Transaction]:
+        """Open a unit of work; leaving it normally commits, an exception rolls back.
+
+        Args:
+            durable: the commit is on disk before this returns. Otherwise it survives the death of the process, and a
+                power failure may take away the newest units, always from the end: they are then made again from the log.
+
+        Raises:
+            UnavailableError: the disk is full or failed; nothing was written.
+        """
+        async with self._turn:
+            self._set_synchronous("FULL" if durable else "NORMAL")
+            self.writer.execute("BEGIN IMMEDIATE")
+            unit = Transaction(self.writer, self._appender)
+            self._current = unit
+            try:
+                yield unit
+                if durable:  # waits for the disk: let the loop go on meanwhile
+                    await asyncio.shield(asyncio.to_thread(self.writer.execute, "COMMIT"))
+                else:
+                    self.writer.execute("COMMIT")
+            except BaseException as error:
+                self._roll_back(unit)
+                if isinstance(error, sqlite3.OperationalError):
+                    raise self._explain(error) from error
+                raise
+            finally:
+                self._current = None
+            for callback in unit.on_commit:
+                callback()
+
+    @property
+    def unit(self) -> Transaction:
+        """The open unit of work; for stores, whose `load` and `save` are called inside one."""
+        if self._current is None:
+            raise RuntimeError("no unit of work is open")
+        return self._current
+
+    def _roll_back(self, unit: Transaction) -> None:
+        if self.writer.in_transaction:
+            self.writer.execute("ROLLBACK")
+        for callback in unit.on_rollback:
+            callback()
+
+    def _set_synchronous(self, mode: str) -> None:
+        if self._synchronous != mode:
+            self.writer.execute(f"PRAGMA synchronous={mode}")
+            self._synchronous = mode
+
+    def _explain(self, error: sqlite3.OperationalError) -> UnavailableError:
+        words = str(error)
+        if "full" in words or "disk I/O" in words:
+            free = shutil.disk_usage(self.folder).free >> 20
+            words = f"{words} ({free} MiB free): free some space, nothing was lost and work goes on by itself then"
+        return UnavailableError(f"{self.path}: {words}")
+
+    async def checkpoint_forever(self) -> None:
+        """Copy the write-ahead log into the database from time to time; run it as a background task."""
+        connection = self._connect(cache_kib=1_000)
+        wal = self.path.with_name(FILE_NAME + "-wal")
+        try:
+            while True:
+                await asyncio.sleep(CHECKPOINT_EVERY_S)
+                size = wal.stat().st_size if wal.exists() else 0
+                if size > TRUNCATE_BYTES:
+                    async with self._turn:
+                        await _in_thread(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+                elif size > CHECKPOINT_BYTES:
+                    await _in_thread(connection, "PRAGMA wal_checkpoint(PASSIVE)")
+        finally:
+            connection.close()
+
+    async def scrub(self) -> None:
+        """Rewrite the file so that no deleted byte is left in it, nor in the write-ahead log (after an erasure)."""
+        async with self._turn:
+            await _in_thread(self.writer, "VACUUM")
+            await _in_thread(self.writer, "PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Close; the write-ahead log is emptied, and the folder is free for another process."""
+        self.reader.close()
+        with contextlib.suppress(sqlite3.OperationalError):  # a full disk must not keep the process from ending
+            self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.writer.close()
+        self._lock_file.close()
+
+
+async def _in_thread(connection: sqlite3.Connection, sql: str) -> None:
+    try:
+        await asyncio.shield(asyncio.to_thread(lambda: connection.execute(sql).fetchall()))
+    except sqlite3.OperationalError as error:  # busy, or no space: the next round tries again
+        log.warning("sqlite.maintenance_failed", statement=sql, error=str(error))
+
+
+def _no_log(_unit: Transaction, _messages: Sequence[Message]) -> None:
+    raise RuntimeError("this database has no log")
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Take the folder for this process, or tell who has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / LOCK_NAME).open("a+")
+    except OSError as error:
+        raise UnavailableError(
+            f"{folder}: {error.strerror}: choose a folder that can be written with --data"
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.seek(0)
+        owner = handle.read().strip() or "another process"
+        handle.close()
+        raise UnavailableError(
+            f"{folder} is in use by {owner}: stop that process, talk to it with --address, or choose another folder "
+            "with --data"
+        ) from None
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()}\n")
+    handle.flush()
+    return handle

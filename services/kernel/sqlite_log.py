@@ -1,0 +1,520 @@
+"""The embedded log: topics, partitions, consumer groups, retention and compaction in the installation's database.
+
+Every partition is a table whose rowid is the offset. There is one writer, so offsets are handed out in the order of
+commits: a reader cannot pass a record that is not committed yet.
+"""
+
+import asyncio
+import itertools
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+import orjson
+from headwater.common.v1 import common_pb2
+
+from services.kernel.errors import InvalidInputError
+from services.kernel.log import (
+    EMPTY,
+    Batch,
+    Message,
+    Offsets,
+    PartitionLostError,
+    Progress,
+    Record,
+    Tally,
+    partition_of,
+    position_of,
+)
+from services.kernel.sqlite import Database, Transaction
+from services.kernel.topics import Cleanup, TopicSpec
+
+SCHEMA = (
+    """CREATE TABLE log_topics (
+         id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, partitions INTEGER NOT NULL, spec TEXT NOT NULL)""",
+    """CREATE TABLE log_partitions (
+         topic TEXT, partition INTEGER, next_offset INTEGER NOT NULL, PRIMARY KEY (topic, partition)) WITHOUT ROWID""",
+    """CREATE TABLE log_groups (
+         name TEXT, topic TEXT, partition INTEGER, next_offset INTEGER NOT NULL, applied INTEGER NOT NULL,
+         superseded INTEGER NOT NULL, waiting INTEGER NOT NULL, dead_lettered INTEGER NOT NULL,
+         PRIMARY KEY (name, topic, partition)) WITHOUT ROWID""",
+)
+DEFAULT_PARTITIONS = 4
+KEYS_PER_PASS = 200_000
+
+
+class _Waiters:
+    """Wakes those who wait for something to happen to one of a set of names."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[asyncio.Future[None]]] = defaultdict(set)
+
+    def wake(self, names: Collection[str]) -> None:
+        for name in names:
+            for future in self._waiting.pop(name, ()):
+                if not future.done():
+                    future.set_result(None)
+
+    async def wait(self, names: Collection[str], timeout_s: float) -> bool:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        for name in names:
+            self._waiting[name].add(future)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except TimeoutError:
+            return False
+        finally:
+            for name in names:
+                self._waiting[name].discard(future)
+        return True
+
+
+class SqliteLog:
+    """The log of an embedded installation; see `services.kernel.log.Log`."""
+
+    def __init__(self, database: Database, partitions: int = DEFAULT_PARTITIONS) -> None:
+        self._database = database
+        self._default_partitions = partitions
+        database.migrate("log", SCHEMA)
+        database.set_appender(self._append)
+        self._specs: dict[str, TopicSpec] = {}
+        self._partitions: dict[str, int] = {}
+        self._ids: dict[str, int] = {}
+        self._next: Offsets = {}  # as written, committed or not
+        self._ends: Offsets = {}  # as committed: what a reader may see
+        self._committed: dict[str, Offsets] = defaultdict(dict)
+        self._groups: dict[str, list[SqliteConsumer]] = defaultdict(list)
+        self._appended, self._advanced = _Waiters(), _Waiters()
+        self._open = asyncio.Event()  # closed while a rebuild wants the log to stand still
+        self._open.set()
+        self._muted: dict[str, frozenset[str]] = {}  # group -> the topics that it may publish to nevertheless
+        self._load()
+
+    def _load(self) -> None:
+        reader = self._database.reader
+        for topic_id, name, partitions, spec in reader.execute("SELECT id, name, partitions, spec FROM log_topics"):
+            fields = orjson.loads(spec)
+            self._specs[name] = TopicSpec(**{**fields, "cleanup": Cleanup(fields["cleanup"])})
+            self._partitions[name], self._ids[name] = partitions, topic_id
+        for topic, partition, offset in reader.execute("SELECT topic, partition, next_offset FROM log_partitions"):
+            self._next[topic, partition] = self._ends[topic, partition] = offset
+        rows = reader.execute("SELECT name, topic, partition, next_offset FROM log_groups")
+        for group, topic, partition, offset in rows:
+            self._committed[group][topic, partition] = offset
+
+    # Topics -----------------------------------------------------------------------------------------------------
+
+    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        """Make the topics that are not there yet; what is there keeps its number of partitions."""
+        missing = [spec for spec in specs if self._specs.get(spec.name) != spec]
+        if not missing:
+            return
+        async with self._database.transaction() as unit:
+            for spec in missing:
+                self._create(unit, spec)
+
+    def _create(self, unit: Transaction, spec: TopicSpec) -> None:
+        encoded = orjson.dumps({**spec._asdict(), "cleanup": spec.cleanup.value}).decode()
+        self._specs[spec.name] = spec
+        if spec.name in self._ids:
+            unit.execute("UPDATE log_topics SET spec=? WHERE name=?", (encoded, spec.name))
+            return
+        partitions = spec.partitions or self._default_partitions
+        cursor = unit.execute(
+            "INSERT INTO log_topics (name, partitions, spec) VALUES (?, ?, ?)", (spec.name, partitions, encoded)
+        )
+        self._ids[spec.name], self._partitions[spec.name] = cursor.lastrowid or 0, partitions
+        for partition in range(partitions):
+            unit.execute("INSERT INTO log_partitions VALUES (?, ?, 0)", (spec.name, partition))
+            unit.execute(
+                f"""CREATE TABLE {self._table(spec.name, partition)} (
+                      offset INTEGER PRIMARY KEY, key BLOB, value BLOB, type TEXT NOT NULL, event_id TEXT NOT NULL,
+                      happened_ms INTEGER NOT NULL, appended_ms INTEGER NOT NULL, headers TEXT)"""
+            )
+            self._next[spec.name, partition] = self._ends[spec.name, partition] = 0
+
+    def _table(self, topic: str, partition: int) -> str:
+        return f"log_{self._ids[topic]}_{partition}"
+
+    def partitions(self, topic: str) -> int:
+        """Return the topic's number of partitions."""
+        try:
+            return self._partitions[topic]
+        except KeyError:
+            raise InvalidInputError(f"there is no topic {topic!r}: create it first") from None
+
+    # Writing ----------------------------------------------------------------------------------------------------
+
+    async def append(self, messages: Sequence[Message], *, durable: bool = True) -> common_pb2.Position:
+        """Append all messages, or none; waits while a rebuild wants the log to stand still."""
+        await self._open.wait()
+        async with self._database.transaction(durable=durable) as unit:
+            unit.emit(messages)
+            touched = {(m.topic, self._partition(m)) for m in messages}
+            ends = {place: self._next[place] for place in touched}
+        return position_of(ends)
+
+    def _partition(self, message: Message) -> int:
+        if message.partition is not None:
+            return message.partition
+        return partition_of(message.key or b"", self.partitions(message.topic))
+
+    def _append(self, unit: Transaction, messages: Sequence[Message]) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        rows: dict[tuple[str, int], list[tuple[object, ...]]] = defaultdict(list)
+        for message in messages:
+            place = (message.topic, self._partition(message))
+            bucket = rows[place]
+            offset = self._next[place] + len(bucket)
+            event_id = message.event_id or f"{message.topic}/{place[1]}/{offset}"
+            headers = orjson.dumps(dict(message.headers)).decode() if message.headers else None
+            bucket.append(
+                (offset, message.key, message.value, message.type, event_id, message.timestamp_ms, now_ms, headers)
+            )
+        before = {place: self._next[place] for place in rows}
+        unit.on_rollback.append(lambda: self._next.update(before))
+        for place, bucket in rows.items():
+            self._next[place] += len(bucket)
+            unit.executemany(f"INSERT INTO {self._table(*place)} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", bucket)
+            unit.execute(
+                "UPDATE log_partitions SET next_offset=? WHERE topic=? AND partition=?", (self._next[place], *place)
+            )
+        unit.on_commit.append(lambda: self._publish(rows))
+
+    def _publish(self, places: Collection[tuple[str, int]]) -> None:
+        for place in places:
+            self._ends[place] = self._next[place]
+        self._appended.wake({topic for topic, _ in places})
+
+    # Reading ----------------------------------------------------------------------------------------------------
+
+    async def read(
+        self, topic: str, partition: int, offset: int, *, max_records: int = 500, max_bytes: int = 1 << 20
+    ) -> list[Record]:
+        """Return committed records from `offset` on."""
+        self.partitions(topic)
+        records, size = [], 0
+        cursor = self._database.reader.execute(
+            f"SELECT offset, key, value, type, event_id, happened_ms, headers FROM {self._table(topic, partition)} "
+            "WHERE offset>=? ORDER BY offset LIMIT ?",
+            (offset, max_records),
+        )
+        for place, key, value, kind, event_id, happened_ms, headers in cursor:
+            records.append(
+                Record(
+                    topic, partition, place, key, value, kind, event_id, happened_ms,
+                    orjson.loads(headers) if headers else EMPTY,
+                )
+            )  # fmt: skip
+            size += len(value or b"")
+            if size >= max_bytes:
+                break
+        cursor.close()
+        return records
+
+    async def end(self, topic: str) -> list[int]:
+        """Return the next offset of each partition."""
+        return [self._ends[topic, partition] for partition in range(self.partitions(topic))]
+
+    async def committed(self, group: str) -> Offsets:
+        """Return the next offsets of a group."""
+        return dict(self._committed[group])
+
+    async def wait_committed(self, groups: Collection[str], position: common_pb2.Position, timeout_s: float) -> bool:
+        """Wait until every group has passed `position` in the topics that it consumes."""
+        deadline = time.monotonic() + timeout_s
+        while not self._passed(groups, position):
+            left = deadline - time.monotonic()
+            if left <= 0 or not await self._advanced.wait(groups, left):
+                return self._passed(groups, position)
+        return True
+
+    def _passed(self, groups: Collection[str], position: common_pb2.Position) -> bool:
+        return all(
+            self._committed[group].get((place.topic, place.partition), 0) >= place.offset
+            for group in groups
+            for place in position.offsets
+            if any(place.topic in member.topics for member in self._groups[group])
+        )
+
+    async def wait_for(self, topics: Collection[str], seen: Offsets, timeout_s: float) -> bool:
+        """Wait until a topic holds records at or beyond `seen`."""
+        deadline = time.monotonic() + timeout_s
+        while not self._has_more(topics, seen):
+            left = deadline - time.monotonic()
+            if left <= 0 or not await self._appended.wait(topics, left):
+                return self._has_more(topics, seen)
+        return True
+
+    def _has_more(self, topics: Collection[str], seen: Offsets) -> bool:
+        return any(
+            self._ends[topic, partition] > seen.get((topic, partition), 0)
+            for topic in topics
+            for partition in range(self.partitions(topic))
+        )
+
+    # Groups -----------------------------------------------------------------------------------------------------
+
+    def consumer(self, group: str, topics: Sequence[str]) -> "SqliteConsumer":
+        """Join a consumer group; the partitions are shared out anew among its members."""
+        for topic in topics:
+            self.partitions(topic)
+        member = SqliteConsumer(self, self._database, group, tuple(topics))
+        self._groups[group].append(member)
+        self._rebalance(group)
+        return member
+
+    def leave(self, member: "SqliteConsumer") -> None:
+        """Take a member out of its group."""
+        if member in self._groups[member.group]:
+            self._groups[member.group].remove(member)
+            member.assigned = ()
+            self._rebalance(member.group)
+
+    def _rebalance(self, group: str) -> None:
+        members = self._groups[group]
+        topics = sorted({topic for member in members for topic in member.topics})
+        for index, member in enumerate(members):
+            member.assigned = tuple(
+                (topic, partition)
+                for topic in topics
+                for partition in range(self.partitions(topic))
+                if partition % len(members) == index
+            )
+        self._appended.wake(topics)  # those who wait look at their new partitions
+
+    def next_of(self, group: str, place: tuple[str, int]) -> int:
+        """Return where a group goes on in a partition."""
+        return self._committed[group].get(place, 0)
+
+    def has(self, place: tuple[str, int], offset: int) -> bool:
+        """Tell whether a partition holds committed records at or beyond an offset."""
+        return self._ends[place] > offset
+
+    async def wait_appended(self, topics: Collection[str]) -> None:
+        """Wait until something is appended to one of the topics, or partitions move."""
+        await self._appended.wait(topics, 3600.0)
+
+    def advance(self, unit: Transaction, progress: Progress) -> None:
+        """Publish a batch's outputs and move its group on, in the open unit."""
+        outputs = progress.outputs
+        if progress.group in self._muted:
+            outputs = [message for message in outputs if message.topic in self._muted[progress.group]]
+        if outputs:
+            self._append(unit, outputs)
+        tally = progress.tally
+        unit.execute(
+            """INSERT INTO log_groups VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+                 next_offset=excluded.next_offset, applied=applied+excluded.applied,
+                 superseded=superseded+excluded.superseded, waiting=waiting+excluded.waiting,
+                 dead_lettered=dead_lettered+excluded.dead_lettered""",
+            (progress.group, progress.topic, progress.partition, progress.next_offset, *tally),
+        )
+
+        def advanced() -> None:
+            self._committed[progress.group][progress.topic, progress.partition] = progress.next_offset
+            self._advanced.wake((progress.group,))
+
+        unit.on_commit.append(advanced)
+
+    # Operations -------------------------------------------------------------------------------------------------
+
+    def tallies(self, group: str) -> tuple[int, Tally]:
+        """Return how many inputs a group has passed, by its offsets, and what it says became of them."""
+        row = self._database.reader.execute(
+            "SELECT sum(next_offset), sum(applied), sum(superseded), sum(waiting), sum(dead_lettered) "
+            "FROM log_groups WHERE name=?",
+            (group,),
+        ).fetchone()
+        inputs, *counts = (value or 0 for value in row)
+        return inputs, Tally(*counts)
+
+    def lag(self, group: str, topics: Collection[str]) -> int:
+        """Return how many records the group has not passed yet."""
+        return sum(
+            self._ends[topic, partition] - self.next_of(group, (topic, partition))
+            for topic in topics
+            for partition in range(self.partitions(topic))
+        )
+
+    def oldest_pending_ms(self, group: str, topics: Collection[str]) -> int | None:
+        """Return the event time of the oldest record, by offset, that a group has not passed; None if there is none."""
+        times = []
+        for topic in topics:
+            for partition in range(self.partitions(topic)):
+                offset = self.next_of(group, (topic, partition))
+                if self.has((topic, partition), offset):
+                    row = self._database.reader.execute(
+                        f"SELECT happened_ms FROM {self._table(topic, partition)} WHERE offset>=? ORDER BY offset LIMIT 1",
+                        (offset,),
+                    ).fetchone()
+                    times.extend(row or ())
+        return min(times, default=None)
+
+    def count(self, topic: str) -> int:
+        """Return how many records a topic holds."""
+        return sum(
+            self._database.reader.execute(f"SELECT count(*) FROM {self._table(topic, p)}").fetchone()[0]
+            for p in range(self.partitions(topic))
+        )
+
+    def topics(self) -> list[str]:
+        """Return the names of all topics."""
+        return sorted(self._specs)
+
+    def reset_group(self, unit: Transaction, group: str) -> None:
+        """Send a group back to the beginning of the log."""
+        unit.execute("DELETE FROM log_groups WHERE name=?", (group,))
+        unit.on_commit.append(lambda: self._committed.pop(group, None) and None)
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Make appends from outside wait; processors still publish."""
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+    @contextmanager
+    def muted(self, groups: Collection[str], except_topics: Collection[str]) -> Iterator[None]:
+        """Keep groups from publishing, except to some topics: what they would publish is in the log already."""
+        self._muted.update(dict.fromkeys(groups, frozenset(except_topics)))
+        try:
+            yield
+        finally:
+            for group in groups:
+                self._muted.pop(group, None)
+
+    async def clean(self, now_ms: int | None = None, *, slice_records: int = 20_000) -> int:
+        """Apply retention and compaction to every topic; return how many records went.
+
+        A record is removed only when every group that ever consumed its topic has passed it.
+
+        Args:
+            now_ms: the time, for records' age; now by default.
+            slice_records: how many records one unit of work looks at, so that writers get their turn in between.
+        """
+        now_ms = now_ms or time.time_ns() // 1_000_000
+        removed = 0
+        for topic, partition in list(self._next):
+            spec = self._specs[topic]
+            if spec.cleanup is Cleanup.DELETE:
+                removed += await self._retain(spec, partition, now_ms)
+            elif spec.cleanup is Cleanup.COMPACT:
+                removed += await self._compact(spec, partition, now_ms, slice_records)
+        return removed
+
+    def positions_of(self, group: str, topics: Collection[str]) -> Offsets:
+        """Return where a group stands in every partition of the topics."""
+        return {
+            (topic, partition): self.next_of(group, (topic, partition))
+            for topic in topics
+            for partition in range(self.partitions(topic))
+        }
+
+    def _floor(self, topic: str, partition: int) -> int:
+        """The offset below which every group is done with a partition."""
+        offsets = [places[topic, partition] for places in self._committed.values() if (topic, partition) in places]
+        return min(offsets, default=self._ends[topic, partition])
+
+    async def _retain(self, spec: TopicSpec, partition: int, now_ms: int) -> int:
+        table, floor = self._table(spec.name, partition), self._floor(spec.name, partition)
+        removed = 0
+        async with self._database.transaction() as unit:
+            if spec.retention_ms is not None:
+                # Appended times only grow, so the first young record ends the search.
+                row = unit.execute(
+                    f"SELECT offset FROM {table} WHERE appended_ms>? ORDER BY offset LIMIT 1",
+                    (now_ms - spec.retention_ms,),
+                ).fetchone()
+                bound = min(floor, row[0] if row else self._ends[spec.name, partition])
+                removed += unit.execute(f"DELETE FROM {table} WHERE offset<?", (bound,)).rowcount
+            if spec.retention_bytes is not None:
+                sizes = unit.execute(
+                    f"SELECT offset, coalesce(length(key),0)+coalesce(length(value),0) FROM {table} ORDER BY offset DESC"
+                )
+                totals = itertools.accumulate(sizes, lambda a, b: (b[0], a[1] + b[1]))
+                bound = next((offset + 1 for offset, total in totals if total > spec.retention_bytes), 0)
+                removed += unit.execute(f"DELETE FROM {table} WHERE offset<?", (min(bound, floor),)).rowcount
+        return removed
+
+    async def _compact(self, spec: TopicSpec, partition: int, now_ms: int, slice_records: int) -> int:
+        """Remove what a later record of the same key supersedes, and old tombstones."""
+        table, floor = self._table(spec.name, partition), self._floor(spec.name, partition)
+        horizon = now_ms - spec.compaction_lag_ms
+        held = self._database.reader.execute(f"SELECT count(*) FROM {table} WHERE offset<?", (floor,)).fetchone()[0]
+        # Only the keys of one pass are in memory at a time, whatever the size of the partition.
+        passes = held // KEYS_PER_PASS + 1
+        removed = 0
+        for turn in range(passes):
+            newest: dict[bytes, int] = {}
+            for start in range(0, floor, slice_records):
+                newest.update(
+                    (key, offset)
+                    for offset, key in self._database.reader.execute(
+                        f"SELECT offset, key FROM {table} WHERE offset>=? AND offset<? AND key IS NOT NULL",
+                        (start, min(start + slice_records, floor)),
+                    )
+                    if zlib.crc32(key) % passes == turn
+                )
+                await asyncio.sleep(0)
+            for start in range(0, floor, slice_records):
+                stop = min(start + slice_records, floor)
+                async with self._database.transaction() as unit:
+                    rows = unit.execute(
+                        f"SELECT offset, key, value IS NULL FROM {table} "
+                        "WHERE offset>=? AND offset<? AND appended_ms<=? AND key IS NOT NULL",
+                        (start, stop, horizon),
+                    ).fetchall()
+                    gone = [
+                        (offset,) for offset, key, tombstone in rows
+                        if key in newest and (tombstone or newest[key] > offset)
+                    ]  # fmt: skip
+                    unit.executemany(f"DELETE FROM {table} WHERE offset=?", gone)
+                removed += len(gone)
+        return removed
+
+
+class SqliteConsumer:
+    """A member of a consumer group within this process; see `services.kernel.log.Consumer`."""
+
+    def __init__(self, log: SqliteLog, database: Database, group: str, topics: tuple[str, ...]) -> None:
+        self.group = group
+        self.topics = topics
+        self.assigned: tuple[tuple[str, int], ...] = ()
+        self._log, self._database = log, database
+        self._turn = 0
+
+    async def poll(self, max_records: int, max_bytes: int) -> Batch:
+        """Wait for the next records of one of this member's partitions; the partitions take turns."""
+        while True:
+            for step in range(len(self.assigned)):
+                place = self.assigned[(self._turn + step) % len(self.assigned)]
+                offset = self._log.next_of(self.group, place)
+                if self._log.has(place, offset):
+                    self._turn = (self._turn + step + 1) % len(self.assigned)
+                    records = await self._log.read(*place, offset, max_records=max_records, max_bytes=max_bytes)
+                    # Compaction may have left nothing between here and the end.
+                    end = records[-1].offset + 1 if records else (await self._log.end(place[0]))[place[1]]
+                    return Batch(*place, records, end)
+            await self._log.wait_appended(self.topics)
+
+    @asynccontextmanager
+    async def unit(self) -> AsyncIterator[None]:
+        """Open the unit of work of a batch."""
+        async with self._database.transaction():
+            yield
+
+    async def commit(self, progress: Progress) -> None:
+        """Publish the outputs and advance the group, within the open unit."""
+        if (progress.topic, progress.partition) not in self.assigned:
+            raise PartitionLostError(f"{progress.topic}/{progress.partition} has moved to another member of {self.group}")
+        self._log.advance(self._database.unit, progress)
+
+    async def close(self) -> None:
+        """Leave the group."""
+        self._log.leave(self)
