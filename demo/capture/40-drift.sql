@@ -4,8 +4,8 @@
 -- a new column: no event tells of it, it just appears in the next rows
 \connect crm
 ALTER TABLE customers ADD COLUMN dietary_preference text;
-UPDATE customers SET dietary_preference = 'vegetarian, no nuts' WHERE id = 1001;
-UPDATE customers SET dietary_preference = 'halal' WHERE id = 1025;
+UPDATE customers SET dietary_preference = 'vegetarian, no nuts', updated_at = '2026-11-25T08:00:00Z' WHERE id = 1001;
+UPDATE customers SET dietary_preference = 'halal', updated_at = '2026-11-25T08:00:00Z' WHERE id = 1025;
 INSERT INTO customers
   (id, email, phone, full_name, birth_date, address, city, country, loyalty_number, tier, preferences,
    marketing_opt_in, dietary_preference, updated_at) VALUES

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Captures `demo/changes/` anew: a real Debezium reads a real PostgreSQL while the story in the SQL files is played.
+"""Captures `demo/changes/` anew: a real Debezium reads a real PostgreSQL while the SQL files are played.
 
     capture.py            starts the engines on loopback, captures, stops them, checks
     capture.py --check    only checks the files that are there
 
-Needs Debian's packages kcat (to read Kafka) and postgresql-client, and all that tests/engines/kafka.sh installs.
+Needs Debian's packages kcat (it reads Kafka) and postgresql-client, and what tests/engines/kafka.sh installs.
 """
 
 import argparse
@@ -28,8 +28,8 @@ ENGINES = HERE.parent.parent / "tests" / "engines" / "kafka.sh"
 PHASE_S_MAX = 60.0
 SIZE_MAX = 400_000
 
-# Per phase, what must come out: topic and op ("tombstone" for a null value) -> how often. The capture waits for it.
-# A heartbeat of every source belongs to each phase besides.
+# Per phase, what must come out: topic and op ("tombstone" for a null value) -> how often. The capture waits
+# for it. A heartbeat of every source belongs to each phase besides.
 EXPECTED: dict[str, dict[tuple[str, str], int]] = {
     "00-snapshot": {
         ("crm.public.customers", "r"): 40,
@@ -58,6 +58,7 @@ EXPECTED: dict[str, dict[tuple[str, str], int]] = {
         ("inventory.public.hotels", "u"): 2,
     },
 }
+FIELDS = {"topic", "partition", "offset", "tstype", "ts", "key", "payload"}  # and "headers", if any
 SOURCES = ("crm", "web", "bookings", "inventory")
 HEARTBEATS = tuple(f"__debezium-heartbeat.{source}" for source in SOURCES)
 TABLES = tuple(sorted({topic for phase in EXPECTED.values() for topic, _ in phase}))
@@ -128,7 +129,7 @@ def rows(records: list[Record]) -> dict[tuple[str, str], int]:
 
 
 def capture_phase(engines: Engines, phase: str) -> list[Record]:
-    """Wait until the phase has come out whole and each source has been heard after it; in order of arrival."""
+    """Wait until the phase has come out whole and each source was heard after it; in order of arrival."""
     records: list[Record] = []
     heard: set[str] = set()
     deadline = time.monotonic() + PHASE_S_MAX
@@ -154,8 +155,8 @@ def capture(folder: Path) -> None:
             if phase == "00-snapshot":
                 for source in SOURCES:
                     engines.register(source)
-            lines = [json.dumps(record, ensure_ascii=False, separators=(",", ":")) for record in
-                     capture_phase(engines, phase)]
+            records = capture_phase(engines, phase)
+            lines = [json.dumps(record, ensure_ascii=False, separators=(",", ":")) for record in records]
             (CHANGES / f"{phase}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
             print(f"{phase}: {len(lines)} records")
     finally:
@@ -171,10 +172,10 @@ def check() -> list[str]:
         records = [json.loads(line) for line in text.splitlines()]
         for number, record in enumerate(records, 1):
             json.loads(record["key"] or "null")
-            if set(record) - {"headers"} != {"topic", "partition", "offset", "tstype", "ts", "key", "payload"}:
+            if set(record) - {"headers"} != FIELDS:
                 faults.append(f"{phase}:{number}: has the fields {sorted(record)}")
             if record["offset"] != last[record["topic"]]:
-                faults.append(f"{phase}:{number}: offset {record['offset']} where {last[record['topic']]} is next")
+                faults.append(f"{phase}:{number}: offset {record['offset']} is not the topic's next")
             last[record["topic"]] = record["offset"] + 1
         if rows(records) != wanted:
             faults.append(f"{phase}: holds {rows(records)}, not {wanted}")
@@ -190,7 +191,7 @@ def check() -> list[str]:
 
 def main() -> int:
     """Capture unless told only to check; the exit status is 1 when the files are not as they should be."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="Capture demo/changes/ anew, and check it.")
     parser.add_argument("--check", action="store_true", help="do not capture, only check the files")
     if not parser.parse_args().check:
         folder = Path(tempfile.mkdtemp(prefix="headwater-capture-"))

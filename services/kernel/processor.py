@@ -8,7 +8,7 @@ outage: the batch waits and is tried again.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -88,7 +88,7 @@ class Processor(Generic[S]):
 
 
 class _PoisonError(Exception):
-    """`decide` failed on one record (or `finish` on the batch: index None)."""
+    """`decide` failed on one record, or the batch as a whole failed (index None)."""
 
     def __init__(self, index: int | None, cause: Exception) -> None:
         super().__init__(str(cause))
@@ -134,28 +134,33 @@ class ProcessorLoop(Generic[S]):
         self._resume.set()
 
     async def _handle(self, consumer: Consumer, batch: Batch) -> None:
+        """Do a batch, whatever it takes: poison is isolated, an outage is waited for."""
+        try:
+            started = time.perf_counter()
+            await self._until_available(lambda: self._apply(consumer, batch))
+            self._adapt(len(batch.records), time.perf_counter() - started)
+        except PartitionLostError as error:
+            log.info("processor.partition_lost", group=self.processor.name, error=str(error))
+        except _PoisonError as poison:
+            await self._isolate(consumer, batch, poison)
+
+    async def _until_available(self, work: Callable[[], Awaitable[None]]) -> None:
         attempt = 0
         while True:
-            started = time.perf_counter()
             try:
-                await self._apply(consumer, batch)
-            except PartitionLostError as error:
-                log.info("processor.partition_lost", group=self.processor.name, error=str(error))
-                return
-            except _PoisonError as poison:
-                await self._isolate(consumer, batch, poison)
-                return
-            except Exception as error:  # whatever a store's driver raises: an outage must not end the service
-                if not isinstance(error, HeadwaterError):
-                    log.exception("processor.store_failed", group=self.processor.name)
+                await work()
+            except (PartitionLostError, _PoisonError):
+                raise
+            except (HeadwaterError, OSError) as error:
                 self.failing = str(error)
                 attempt += 1
                 delay = backoff_s(attempt, base_s=0.05, cap_s=10.0)
                 log.warning("processor.waiting", group=self.processor.name, error=str(error), retry_in_s=round(delay, 2))
                 await asyncio.sleep(delay)
+            except Exception as error:  # not an outage: something about this batch, so find out which record it is
+                raise _PoisonError(None, error) from error
             else:
                 self.failing = None
-                self._adapt(len(batch.records), time.perf_counter() - started)
                 return
 
     async def _apply(self, consumer: Consumer, batch: Batch) -> None:
@@ -175,9 +180,9 @@ class ProcessorLoop(Generic[S]):
         """Do what comes before the poisonous record, give that one up, and leave the rest to the next poll."""
         records = batch.records
         if len(records) == 1:
-            await self._give_up(consumer, batch, poison)
+            await self._until_available(lambda: self._give_up(consumer, batch, poison))
             return
-        # `finish` fails for a whole batch: halve it until the culprit stands alone.
+        # Where only the batch as a whole is known to fail, halve it until the culprit stands alone.
         cut = poison.index if poison.index is not None else len(records) // 2
         head = records[:cut] or records[:1]
         await self._handle(consumer, Batch(batch.topic, batch.partition, head, head[-1].offset + 1))

@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -123,7 +123,7 @@ class Database:
             )
 
     @contextlib.contextmanager
-    def writer_transaction(self) -> Any:
+    def writer_transaction(self) -> Iterator[None]:
         """A plain transaction for start-up, before anything else runs."""
         self.writer.execute("BEGIN IMMEDIATE")
         try:
@@ -164,6 +164,17 @@ class Database:
                 self._current = None
             for callback in unit.on_commit:
                 callback()
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Open a connection that sees the database as it is now, for long reads across awaits (exports, hashes)."""
+        connection = self._connect(cache_kib=2_000)
+        try:
+            connection.execute("PRAGMA query_only=ON")
+            connection.execute("BEGIN")
+            yield connection
+        finally:
+            connection.close()
 
     @property
     def unit(self) -> Transaction:

@@ -1,0 +1,121 @@
+"""The gRPC server of a process: health, reflection, and errors as statuses."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from services.kernel.errors import HeadwaterError, UnavailableError
+from services.kernel.service import CHANNEL_OPTIONS
+
+log = structlog.get_logger(__name__)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc's class is untyped
+    """Turns a HeadwaterError into its status; anything else is a bug: INTERNAL, and logged."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """Wrap the call's handler."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        if handler.response_streaming:
+            inner = handler.unary_stream or handler.stream_stream
+            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            return make(_streaming(inner, method), handler.request_deserializer, handler.response_serializer)
+        inner = handler.unary_unary or handler.stream_unary
+        make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        return make(_unary(inner, method), handler.request_deserializer, handler.response_serializer)
+
+
+def _unary(inner: Any, method: str) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await inner(request, context)
+        except Exception as error:  # the edge of the process: everything becomes a status
+            await _abort(error, method, context)
+
+    return call
+
+
+def _streaming(inner: Any, method: str) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            async for response in inner(request, context):
+                yield response
+        except Exception as error:  # as above
+            await _abort(error, method, context)
+
+    return call
+
+
+async def _abort(error: Exception, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, HeadwaterError):
+        await context.abort(error.status, str(error))
+    if isinstance(error, asyncio.CancelledError | grpc.aio.UsageError):
+        raise error
+    log.exception("grpc.bug", method=method)
+    await context.abort(grpc.StatusCode.INTERNAL, f"{method}: an internal error, logged by the server: {error!r:.300}")
+
+
+class GrpcServer:
+    """A server with the standard services beside the given ones."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._health = health_aio.HealthServicer()
+        self.server = grpc.aio.server(
+            interceptors=[ErrorInterceptor()],
+            # Without this a second process could listen on the same port, and take every other call.
+            options=[("grpc.so_reuseport", 0), *CHANNEL_OPTIONS],
+        )
+        self.names: list[str] = []
+        self.address = ""
+
+    async def start(self, registrations: Sequence[Callable[[grpc.aio.Server], None]], names: Sequence[str]) -> None:
+        """Listen.
+
+        Args:
+            registrations: each adds servicers.
+            names: the full names of the gRPC services, for health and reflection.
+
+        Raises:
+            UnavailableError: the address is taken.
+        """
+        for register in registrations:
+            register(self.server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        self.names = [*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        reflection.enable_server_reflection([*self.names, reflection.SERVICE_NAME], self.server)
+        try:
+            port = self.server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise UnavailableError(
+                f"cannot listen on {self._address}: is another process there? Choose another address with "
+                "--grpc-address (port 0 takes a free one)"
+            ) from error
+        self.address = f"{self._address.rpartition(':')[0]}:{port}"
+        await self.server.start()
+
+    async def set_healthy(self, *, healthy: bool) -> None:
+        """Say whether the services can do their work."""
+        status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self.names):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, and give those under way `grace_s` seconds."""
+        await self._health.enter_graceful_shutdown()
+        await self.server.stop(grace_s)
