@@ -1,8 +1,8 @@
-"""A circuit breaker per provider of a slow or failing API, as a pure state machine: time comes in with every call.
+"""A circuit breaker for one provider of a slow or failing API, as a pure state machine; time is an argument.
 
-Only failures of *different* jobs open the circuit, so that one poisonous job never stops the others. While it is
-open, nothing of that provider is tried. Then one job probes: success closes the circuit, failure opens it for
-longer. A request to come back later pauses the provider for that time and says nothing about its health.
+Only failures of *different* jobs open the circuit, so that one poisonous job never stops the others. While it
+is open, nothing of that provider is tried. Then one job probes: success closes the circuit, failure opens it
+for longer. A request to come back later pauses the provider and says nothing about its health.
 """
 
 from collections.abc import Hashable
@@ -23,7 +23,7 @@ class BreakerPolicy:
 
     failures: int = 4
     pause_s: float = 2.0
-    pause_max_s: float = 120.0
+    pause_max_s: float = 60.0
 
 
 @dataclass(slots=True)
@@ -83,5 +83,6 @@ class Breaker:
 
     def _open(self, now: float) -> None:
         self._openings += 1
-        pause = backoff_s(self._openings, base_s=self.policy.pause_s, cap_s=self.policy.pause_max_s, chance=1.0)
+        policy = self.policy
+        pause = backoff_s(self._openings, base_s=policy.pause_s, cap_s=policy.pause_max_s, chance=1.0)
         self.paused_until = max(self.paused_until, now + pause)

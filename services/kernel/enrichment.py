@@ -1,14 +1,8 @@
 """Durable calls to slow and failing APIs: no job is lost, none blocks another, none is tried in vain.
 
-The first part is pure: a job's states, what a failure makes of it, and the scheduler that decides which jobs may
-start. The `Runner` at the end is the thin shell that asks a store for due jobs, runs them and records failures.
-A job's *success* is recorded by the work itself, in the transaction that writes its result: done comes last.
-
-    pending ──▶ (running) ──▶ done
-       ▲            ├─ rate limited ─▶ deferred   until the provider's own time; no attempt is charged
-       │            ├─ transient ────▶ retrying   exponential back-off with full jitter; parked after `attempts_max`
-       │            └─ permanent ────▶ parked     a person must look; `retry` makes it pending again
-       └── retry ◀──────┘
+The `Scheduler` is pure: it decides which jobs may start. The `Runner` is the thin shell that asks a store for
+due jobs, runs them and records failures. A job's *success* is recorded by the work itself, in the transaction
+that writes its result: done comes last. What a job is, and what a failure makes of it, is in `jobs`.
 """
 
 import asyncio
@@ -16,141 +10,44 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum, IntEnum
-from typing import Protocol, assert_never
+from typing import Protocol
 
 import structlog
 
 from services.kernel.breaker import Breaker, BreakerPolicy
-from services.kernel.errors import HeadwaterError
-from services.kernel.retry import backoff_s
+from services.kernel.jobs import (
+    WAITING,
+    EnrichmentError,
+    Job,
+    JobState,
+    Lane,
+    PermanentError,
+    RateLimited,
+    RetryPolicy,
+    TransientError,
+    after_failure,
+    retried,
+)
+
+__all__ = [
+    "WAITING",
+    "BreakerPolicy",
+    "EnrichmentError",
+    "Job",
+    "JobState",
+    "JobStore",
+    "Lane",
+    "PermanentError",
+    "RateLimited",
+    "RetryPolicy",
+    "Runner",
+    "Scheduler",
+    "TransientError",
+    "after_failure",
+    "retried",
+]
 
 log = structlog.get_logger(__name__)
-
-
-class JobState(Enum):
-    """Where a job stands. Running is no state: a process that dies leaves its jobs as they were."""
-
-    PENDING = "pending"
-    DEFERRED = "deferred"
-    RETRYING = "retrying"
-    PARKED = "parked"
-    DONE = "done"
-
-
-WAITING = frozenset({JobState.PENDING, JobState.DEFERRED, JobState.RETRYING})
-
-
-class Lane(IntEnum):
-    """Which queue a job is in: what changed just now goes ahead of what was there when capture began."""
-
-    LIVE = 0
-    BACKFILL = 1
-
-
-class EnrichmentError(HeadwaterError):
-    """Base of what a job's work may raise."""
-
-
-class RateLimited(EnrichmentError):  # noqa: N818 - it is no fault, and reads so where it is raised
-    """The provider asks to come back after `retry_after_s` seconds."""
-
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = max(0.0, retry_after_s)
-
-
-class TransientError(EnrichmentError):
-    """The provider failed in a way that may pass: a timeout, a refused connection, a server error."""
-
-
-class PermanentError(EnrichmentError):
-    """It can never succeed as it is: the message says what is wrong, and the cure."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One thing to be done, with its durable retry state.
-
-    Attributes:
-        key: names it; at most one job of a key runs at a time.
-        version: what of it: a failure is recorded only while the job is still about this version.
-        provider: whose health it depends on.
-        lane: its queue.
-        size: bytes of memory that it holds while it runs, about.
-        state, attempts, due_at, error: where it stands; attempts that failed, unix seconds, the last error.
-    """
-
-    key: Hashable
-    version: str
-    provider: str
-    lane: Lane = Lane.LIVE
-    size: int = 0
-    state: JobState = JobState.PENDING
-    attempts: int = 0
-    due_at: float = 0.0
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and when to try again, and how much at once.
-
-    Attributes:
-        attempts_max: parked after this many failed attempts.
-        base_s, cap_s: the longest wait after the first failure, and at all; the wait is drawn evenly from 0 to it.
-        slots: batches that run at a time.
-        live_slots: of these, how many backfill leaves to live jobs.
-        batch_size: jobs that one call takes; a job that has failed before is always alone in its call.
-        bytes_max: memory of all running jobs together; a larger job runs alone.
-        breaker: when a provider is held to be broken.
-    """
-
-    attempts_max: int = 8
-    base_s: float = 1.0
-    cap_s: float = 300.0
-    slots: int = 3
-    live_slots: int = 1
-    batch_size: int = 1
-    bytes_max: int = 64 << 20
-    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
-
-
-def after_failure(job: Job, error: EnrichmentError, now: float, policy: RetryPolicy, *, charged: bool, chance: float) -> Job:
-    """Return what a failure makes of a job.
-
-    Args:
-        job: the job as it was when it started.
-        error: why it failed.
-        now: unix seconds.
-        policy: the schedule.
-        charged: False when the provider is known to be broken: the attempt is then not the job's fault.
-        chance: a number in 0..1 for the jitter.
-    """
-    words = str(error) or type(error).__name__
-    if isinstance(error, RateLimited):
-        return replace(job, state=JobState.DEFERRED, due_at=now + error.retry_after_s, error=words)
-    if isinstance(error, PermanentError):
-        return replace(job, state=JobState.PARKED, attempts=job.attempts + 1, error=words)
-    if not charged:
-        return replace(job, state=JobState.DEFERRED, due_at=now, error=words)
-    attempts = job.attempts + 1
-    if attempts >= policy.attempts_max:
-        return replace(job, state=JobState.PARKED, attempts=attempts, error=words)
-    wait = backoff_s(attempts, base_s=policy.base_s, cap_s=policy.cap_s, chance=chance)
-    return replace(job, state=JobState.RETRYING, attempts=attempts, due_at=now + wait, error=words)
-
-
-def retried(job: Job, now: float) -> Job:
-    """Return the job as a person's `retry` makes it: pending at once, with all its attempts again."""
-    match job.state:
-        case JobState.DEFERRED | JobState.RETRYING | JobState.PARKED:
-            return replace(job, state=JobState.PENDING, attempts=0, due_at=now)
-        case JobState.PENDING | JobState.DONE:
-            return job
-        case _:
-            assert_never(job.state)
 
 
 class Scheduler:
@@ -219,7 +116,8 @@ class Scheduler:
             if self.running and held + head.size > self.policy.bytes_max:
                 return []  # later, smaller ones must not push past for ever
             if breaker.is_open:
-                fresh = [job for job in queue if job.provider == head.provider and job.key not in breaker.probed]
+                mates = [job for job in queue if job.provider == head.provider]
+                fresh = [job for job in mates if job.key not in breaker.probed]
                 probe = min(fresh or [head], key=lambda job: job.attempts)
                 breaker.probing = probe.key
                 return [probe]
@@ -267,14 +165,16 @@ class Scheduler:
 class JobStore(Protocol):
     """Where the jobs are."""
 
-    async def due(self, now: float, limit: int, running: Collection[Hashable], blocked: Collection[str]) -> Sequence[Job]:
+    async def due(
+        self, now: float, limit: int, running: Collection[Hashable], blocked: Collection[str]
+    ) -> Sequence[Job]:
         """Return waiting jobs whose time has come, at most `limit` of each lane, those due longest first.
 
         Jobs with a key in `running` or a provider in `blocked` are left out.
         """
 
     async def next_due_at(self, running: Collection[Hashable], blocked: Collection[str]) -> float:
-        """Return when the next of the jobs that `due` would choose among comes due; infinity when there is none."""
+        """Return when the next job that `due` chooses among comes due; infinity when there is none."""
 
     async def record(self, jobs: Sequence[Job]) -> None:
         """Make the state of failed jobs last, of those that are still about the same version."""
@@ -296,7 +196,8 @@ class Runner:
 
         Args:
             store: where the jobs are.
-            work: does a batch and makes results and `done` last in one transaction, or raises an EnrichmentError.
+            work: does a batch and makes results and `done` last in one transaction, or raises one of
+                the errors above.
             policy: how often, when, and how much at once.
             clock: unix seconds.
             chance: numbers in 0..1 for the jitter.
@@ -333,8 +234,8 @@ class Runner:
     async def _start_due(self) -> float:
         """Start what may start; return for how long nothing else can happen by itself, in seconds."""
         now, scheduler = self._clock(), self.scheduler
-        free = scheduler.policy.slots * scheduler.policy.batch_size
-        due = await self._store.due(now, free + len(scheduler.running), set(scheduler.running), scheduler.blocked(now))
+        limit = scheduler.policy.slots * scheduler.policy.batch_size
+        due = await self._store.due(now, limit, set(scheduler.running), scheduler.blocked(now))
         for batch in scheduler.admit(due, now):
             task = asyncio.create_task(self._run(batch))
             self._tasks.add(task)
@@ -374,5 +275,6 @@ class Runner:
 
     async def _failed(self, jobs: Sequence[Job], error: EnrichmentError) -> None:
         failed = self.scheduler.failed(jobs, error, self._clock(), self._chances)
-        log.info("enrichment.failed", keys=[job.key for job in jobs], state=failed[0].state.value, error=str(error))
+        keys = [job.key for job in jobs]
+        log.info("enrichment.failed", keys=keys, state=failed[0].state.value, error=str(error))
         await self._store.record(failed)

@@ -16,14 +16,14 @@ from services.kernel.service import CHANNEL_OPTIONS
 log = structlog.get_logger(__name__)
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc's class is untyped
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns a HeadwaterError into its status; anything else is a bug: INTERNAL, and logged."""
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], "Awaitable[grpc.RpcMethodHandler[Any, Any] | None]"],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Wrap the call's handler."""
         handler = await continuation(handler_call_details)
         if handler is None:
@@ -31,10 +31,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grp
         method = handler_call_details.method
         if handler.response_streaming:
             inner = handler.unary_stream or handler.stream_stream
-            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
             return make(_streaming(inner, method), handler.request_deserializer, handler.response_serializer)
         inner = handler.unary_unary or handler.stream_unary
-        make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        make = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
         return make(_unary(inner, method), handler.request_deserializer, handler.response_serializer)
 
 
@@ -42,7 +48,7 @@ def _unary(inner: Any, method: str) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             return await inner(request, context)
-        except Exception as error:  # the edge of the process: everything becomes a status
+        except Exception as error:  # noqa: BLE001 - the edge of the process: everything becomes a status
             await _abort(error, method, context)
 
     return call
@@ -53,7 +59,7 @@ def _streaming(inner: Any, method: str) -> Any:
         try:
             async for response in inner(request, context):
                 yield response
-        except Exception as error:  # as above
+        except Exception as error:  # noqa: BLE001 - as above
             await _abort(error, method, context)
 
     return call
@@ -66,7 +72,7 @@ async def _abort(error: Exception, method: str, context: grpc.aio.ServicerContex
         await context.abort(error.status, str(error))
     if isinstance(error, asyncio.CancelledError | grpc.aio.UsageError):
         raise error
-    log.exception("grpc.bug", method=method)
+    log.error("grpc.bug", method=method, exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, f"{method}: an internal error, logged by the server: {error!r:.300}")
 
 

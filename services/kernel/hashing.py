@@ -15,10 +15,9 @@ async def state_hash(rows: Iterable[tuple[Any, ...]]) -> str:
     The sum of the rows' SHA-256 modulo 2^256: a row there twice counts twice. Other tasks get their turn in between,
     so the rows must come from a snapshot.
     """
-    total, turn = 0, 0
-    for row in rows:
+    total = 0
+    for turn, row in enumerate(rows, start=1):
         total += int.from_bytes(hashlib.sha256(repr(row).encode()).digest(), "big")
-        turn += 1
         if turn % ROWS_PER_TURN == 0:
             await asyncio.sleep(0)
     return f"{total % _MODULUS:064x}"

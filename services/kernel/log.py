@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError, Message as Proto
-from headwater.common.v1 import common_pb2
 
+from headwater.common.v1 import common_pb2
 from services.kernel.errors import InvalidInputError, VersionConflictError
 from services.kernel.topics import TopicSpec
 

@@ -14,8 +14,8 @@ from enum import Enum
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import structlog
-from headwater.common.v1 import events_pb2
 
+from headwater.common.v1 import events_pb2
 from services.kernel import telemetry, topics
 from services.kernel.errors import HeadwaterError
 from services.kernel.log import Batch, Consumer, Log, Message, PartitionLostError, Progress, Record, Tally
@@ -155,7 +155,12 @@ class ProcessorLoop(Generic[S]):
                 self.failing = str(error)
                 attempt += 1
                 delay = backoff_s(attempt, base_s=0.05, cap_s=10.0)
-                log.warning("processor.waiting", group=self.processor.name, error=str(error), retry_in_s=round(delay, 2))
+                log.warning(
+                    "processor.waiting",
+                    group=self.processor.name,
+                    error=str(error),
+                    retry_in_s=round(delay, 2),
+                )
                 await asyncio.sleep(delay)
             except Exception as error:  # not an outage: something about this batch, so find out which record it is
                 raise _PoisonError(None, error) from error
@@ -192,9 +197,16 @@ class ProcessorLoop(Generic[S]):
         record = batch.records[0]
         log.error("processor.dead_letter", group=self.processor.name, topic=record.topic, partition=record.partition,
                   offset=record.offset, exc_info=poison.cause)  # fmt: skip
-        letter = dead_letter(record, self.processor.name, f"{type(poison.cause).__name__}: {poison.cause}", DECIDE_ATTEMPTS)
+        letter = dead_letter(
+            record, self.processor.name, f"{type(poison.cause).__name__}: {poison.cause}", DECIDE_ATTEMPTS
+        )
         progress = Progress(
-            self.processor.name, batch.topic, batch.partition, batch.next_offset, [letter], Tally(dead_lettered=1)
+            self.processor.name,
+            batch.topic,
+            batch.partition,
+            batch.next_offset,
+            [letter],
+            Tally(dead_lettered=1),
         )
         async with consumer.unit():
             # The store takes part, so that its own record of progress stays in step.
@@ -224,12 +236,12 @@ def _decide(processor: Processor[S], state: S, batch: Batch) -> tuple[list[Messa
             outputs.extend(_named(decision.outputs, cause))
     if processor.finish is not None:
         try:
-            outputs.extend(_named(processor.finish(state), f"{group}:{batch.topic}/{batch.partition}/{batch.next_offset}-"))
+            outputs.extend(
+                _named(processor.finish(state), f"{group}:{batch.topic}/{batch.partition}/{batch.next_offset}-")
+            )
         except Exception as error:  # as above
             raise _PoisonError(None, error) from error
-    return _newest_per_key(outputs), Tally(
-        counts[Outcome.APPLIED], counts[Outcome.SUPERSEDED], counts[Outcome.WAITING]
-    )
+    return _newest_per_key(outputs), Tally(counts[Outcome.APPLIED], counts[Outcome.SUPERSEDED], counts[Outcome.WAITING])
 
 
 def _named(messages: Sequence[Message], cause: str) -> list[Message]:

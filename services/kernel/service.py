@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from headwater.common.v1 import operations_pb2
 
+from headwater.common.v1 import operations_pb2
 from services.kernel.log import Record
 from services.kernel.processor import Processor
 from services.kernel.settings import Settings

@@ -33,7 +33,9 @@ log = structlog.get_logger(__name__)
 class Transaction:
     """An open unit of work: write through `connection`, publish with `emit`, and be told of the outcome."""
 
-    def __init__(self, connection: sqlite3.Connection, append: Callable[["Transaction", Sequence[Message]], None]) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, append: Callable[["Transaction", Sequence[Message]], None]
+    ) -> None:
         self.connection = connection
         self._append = append
         self.on_commit: list[Callable[[], None]] = []
@@ -76,7 +78,7 @@ class Database:
         except sqlite3.DatabaseError as error:
             self._lock_file.close()
             raise UnavailableError(
-                f"{self.path} cannot be opened as a database ({error}): restore it, or choose another folder with --data"
+                f"{self.path} cannot be opened as a database ({error}): restore it, or choose another with --data"
             ) from error
         self._turn = asyncio.Lock()
         self._synchronous = ""
@@ -86,7 +88,11 @@ class Database:
     def _connect(self, cache_kib: int) -> sqlite3.Connection:
         # Commits and checkpoints may run in a thread, one at a time; sqlite3 itself is built thread-safe.
         connection = sqlite3.connect(
-            self.path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=BUSY_TIMEOUT_S
+            self.path,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=512,
+            timeout=BUSY_TIMEOUT_S,
         )
         connection.execute(f"PRAGMA cache_size=-{cache_kib}")
         connection.execute("PRAGMA temp_store=MEMORY")
@@ -139,7 +145,7 @@ class Database:
 
         Args:
             durable: the commit is on disk before this returns. Otherwise it survives the death of the process, and a
-                power failure may take away the newest units, always from the end: they are then made again from the log.
+                power failure may take away the newest units, always from the end: the log makes them again.
 
         Raises:
             UnavailableError: the disk is full or failed; nothing was written.

@@ -9,12 +9,12 @@ import itertools
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import orjson
-from headwater.common.v1 import common_pb2
 
+from headwater.common.v1 import common_pb2
 from services.kernel.errors import InvalidInputError
 from services.kernel.log import (
     EMPTY,
@@ -124,7 +124,8 @@ class SqliteLog:
             return
         partitions = spec.partitions or self._default_partitions
         cursor = unit.execute(
-            "INSERT INTO log_topics (name, partitions, spec) VALUES (?, ?, ?)", (spec.name, partitions, encoded)
+            "INSERT INTO log_topics (name, partitions, spec) VALUES (?, ?, ?)",
+            (spec.name, partitions, encoded),
         )
         self._ids[spec.name], self._partitions[spec.name] = cursor.lastrowid or 0, partitions
         for partition in range(partitions):
@@ -172,7 +173,16 @@ class SqliteLog:
             event_id = message.event_id or f"{message.topic}/{place[1]}/{offset}"
             headers = orjson.dumps(dict(message.headers)).decode() if message.headers else None
             bucket.append(
-                (offset, message.key, message.value, message.type, event_id, message.timestamp_ms, now_ms, headers)
+                (
+                    offset,
+                    message.key,
+                    message.value,
+                    message.type,
+                    event_id,
+                    message.timestamp_ms,
+                    now_ms,
+                    headers,
+                )
             )
         before = {place: self._next[place] for place in rows}
         unit.on_rollback.append(lambda: self._next.update(before))
@@ -180,7 +190,8 @@ class SqliteLog:
             self._next[place] += len(bucket)
             unit.executemany(f"INSERT INTO {self._table(*place)} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", bucket)
             unit.execute(
-                "UPDATE log_partitions SET next_offset=? WHERE topic=? AND partition=?", (self._next[place], *place)
+                "UPDATE log_partitions SET next_offset=? WHERE topic=? AND partition=?",
+                (self._next[place], *place),
             )
         unit.on_commit.append(lambda: self._publish(rows))
 
@@ -342,13 +353,14 @@ class SqliteLog:
 
     def oldest_pending_ms(self, group: str, topics: Collection[str]) -> int | None:
         """Return the event time of the oldest record, by offset, that a group has not passed; None if there is none."""
-        times = []
+        times: list[int] = []
         for topic in topics:
             for partition in range(self.partitions(topic)):
                 offset = self.next_of(group, (topic, partition))
                 if self.has((topic, partition), offset):
                     row = self._database.reader.execute(
-                        f"SELECT happened_ms FROM {self._table(topic, partition)} WHERE offset>=? ORDER BY offset LIMIT 1",
+                        f"SELECT happened_ms FROM {self._table(topic, partition)} WHERE offset>=? "
+                        "ORDER BY offset LIMIT 1",
                         (offset,),
                     ).fetchone()
                     times.extend(row or ())
@@ -365,10 +377,20 @@ class SqliteLog:
         """Return the names of all topics."""
         return sorted(self._specs)
 
-    def reset_group(self, unit: Transaction, group: str) -> None:
-        """Send a group back to the beginning of the log."""
+    def reset_group(self, unit: Transaction, group: str, skip_topics: Collection[str] = ()) -> None:
+        """Send a group back to the beginning of its topics, or for some of them to the end."""
+        places = dict(self._committed[group])
         unit.execute("DELETE FROM log_groups WHERE name=?", (group,))
-        unit.on_commit.append(lambda: self._committed.pop(group, None) and None)
+        skipped = {place: self._ends[place] for place in places if place[0] in skip_topics}
+        for place, end in skipped.items():
+            # Skipped inputs count as superseded, so that the balance holds.
+            unit.execute("INSERT INTO log_groups VALUES (?, ?, ?, ?, 0, ?, 0, 0)", (group, *place, end, end))
+
+        def reset() -> None:
+            self._committed[group] = skipped
+            self._appended.wake({topic for topic, _ in places})
+
+        unit.on_commit.append(reset)
 
     @contextmanager
     def standing_still(self) -> Iterator[None]:
@@ -388,6 +410,35 @@ class SqliteLog:
         finally:
             for group in groups:
                 self._muted.pop(group, None)
+
+    async def erase(
+        self, matches: Callable[[Record], bool], kept_topics: Collection[str], *, dry_run: bool = False
+    ) -> dict[str, int]:
+        """Remove every record that matches, whatever the topic's retention.
+
+        Args:
+            matches: tells whether a record has to go.
+            kept_topics: topics that are not looked at.
+            dry_run: only count.
+
+        Returns:
+            How many records went (or would have gone), per topic that had any.
+        """
+        counts: dict[str, int] = defaultdict(int)
+        for topic, partition in list(self._next):
+            if topic in kept_topics:
+                continue
+            offset = 0
+            while records := await self.read(topic, partition, offset):
+                offset = records[-1].offset + 1
+                gone = [(record.offset,) for record in records if matches(record)]
+                if gone:
+                    counts[topic] += len(gone)
+                    if not dry_run:
+                        async with self._database.transaction() as unit:
+                            unit.executemany(f"DELETE FROM {self._table(topic, partition)} WHERE offset=?", gone)
+                await asyncio.sleep(0)
+        return dict(counts)
 
     async def clean(self, now_ms: int | None = None, *, slice_records: int = 20_000) -> int:
         """Apply retention and compaction to every topic; return how many records went.
@@ -435,7 +486,8 @@ class SqliteLog:
                 removed += unit.execute(f"DELETE FROM {table} WHERE offset<?", (bound,)).rowcount
             if spec.retention_bytes is not None:
                 sizes = unit.execute(
-                    f"SELECT offset, coalesce(length(key),0)+coalesce(length(value),0) FROM {table} ORDER BY offset DESC"
+                    f"SELECT offset, coalesce(length(key), 0) + coalesce(length(value), 0) FROM {table} "
+                    "ORDER BY offset DESC"
                 )
                 totals = itertools.accumulate(sizes, lambda a, b: (b[0], a[1] + b[1]))
                 bound = next((offset + 1 for offset, total in totals if total > spec.retention_bytes), 0)
@@ -512,7 +564,9 @@ class SqliteConsumer:
     async def commit(self, progress: Progress) -> None:
         """Publish the outputs and advance the group, within the open unit."""
         if (progress.topic, progress.partition) not in self.assigned:
-            raise PartitionLostError(f"{progress.topic}/{progress.partition} has moved to another member of {self.group}")
+            raise PartitionLostError(
+                f"{progress.topic}/{progress.partition} has moved to another member of {self.group}"
+            )
         self._log.advance(self._database.unit, progress)
 
     async def close(self) -> None:

@@ -14,6 +14,7 @@ from services.rag_gateway.words import estimate_tokens
 
 NO_ANSWER = "The context does not answer this."
 
+_ASKED, _ANSWERED = "Asked: ", "\nAnswered: "
 _FENCE = re.compile(r"[<\uff1c\u2039](?=\s*/?\s*(?:part|context|question)\b)", re.IGNORECASE)
 _KINDS = {
     events_pb2.PART_KIND_PROFILE: "the customer's profile",
@@ -60,7 +61,8 @@ def messages(
         *history,
         *(message for part in context.parts if not part.number for message in _turn(part)),
         service_pb2.PromptMessage(
-            role="user", content=f"<context>\n{body}\n</context>\n\n<question>\n{defused(question)}\n</question>"
+            role="user",
+            content=f"<context>\n{body}\n</context>\n\n<question>\n{defused(question)}\n</question>",
         ),
     ]
 
@@ -97,14 +99,14 @@ def part_tokens(part: events_pb2.ContextPart) -> int:
 
 def turn_text(question: str, answer: str) -> str:
     """An earlier turn as the text of a part."""
-    return f"{question}\x1e{answer}"
+    return f"{_ASKED}{question}{_ANSWERED}{answer}"
 
 
 def _turn(part: events_pb2.ContextPart) -> list[service_pb2.PromptMessage]:
-    question, _, answer = part.text.partition("\x1e")
+    question, _, answer = part.text.removeprefix(_ASKED).partition(_ANSWERED)
     return [
         service_pb2.PromptMessage(role="user", content=defused(question)),
-        service_pb2.PromptMessage(role="assistant", content=answer),
+        service_pb2.PromptMessage(role="assistant", content=defused(answer)),
     ]
 
 

@@ -1,0 +1,170 @@
+"""Starts the services of a process, keeps them running, and drains them."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import structlog
+
+from services.kernel import telemetry
+from services.kernel.erasure import LogErasure
+from services.kernel.errors import HeadwaterError
+from services.kernel.grpc_server import GrpcServer
+from services.kernel.operations import Operations
+from services.kernel.processor import ProcessorLoop
+from services.kernel.retry import backoff_s
+from services.kernel.service import Peers, Platform, Service
+from services.kernel.settings import Settings
+from services.kernel.sqlite import Database
+from services.kernel.sqlite_log import SqliteLog
+from services.kernel.topics import TOPICS
+
+GRACE_S = 5.0
+CLEAN_EVERY_S = 600.0
+HEALTH_EVERY_S = 1.0
+
+log = structlog.get_logger(__name__)
+Build = Callable[[Platform], Service]
+
+
+class Runtime:
+    """The services of one process.
+
+    Attributes:
+        platform: what the services were given.
+        services: what runs.
+        address: where gRPC is served, once started.
+    """
+
+    def __init__(self, settings: Settings, builds: Sequence[Build]) -> None:
+        database = Database(settings.data)
+        try:
+            self.server = GrpcServer(settings.grpc_address)
+            peers = Peers(lambda _service: self.server.address)
+            self.platform = Platform(SqliteLog(database, settings.partitions), database, settings, time.time, peers)
+            self.services = [build(self.platform) for build in builds]
+        except BaseException:
+            database.close()
+            raise
+        self.loops = [ProcessorLoop(p, self.platform.log) for service in self.services for p in service.processors]
+        self.erasure = LogErasure(self.platform, [service.name for service in self.services if service.erases])
+        self.operations = Operations(self.platform, self.services, self.loops)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def address(self) -> str:
+        """Where gRPC is served."""
+        return self.server.address
+
+    async def start(self) -> None:
+        """Start everything; when this returns, calls are answered."""
+        await self.platform.log.create_topics(TOPICS)
+        registrations = [service.register for service in self.services] + [self.operations.register]
+        names = [name for service in self.services for name in service.service_names]
+        await self.server.start(registrations, [*names, *self.operations.service_names])
+        for service in self.services:
+            if service.start is not None:
+                await service.start()
+        for loop in self.loops:
+            self._supervise(f"processor {loop.processor.name}", loop.run)
+        for service in self.services:
+            for work in service.background:
+                self._supervise(f"{service.name} {work.__name__}", work)
+        self._supervise("checkpoints", self.platform.database.checkpoint_forever)
+        self._supervise("retention", self._clean_forever)
+        self._supervise("erasure", self.erasure.run)
+        self._supervise("health", self._report_health)
+        await self.server.set_healthy(healthy=True)
+
+    def _supervise(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._tasks.append(asyncio.create_task(_keep_running(name, work), name=name))
+
+    async def _clean_forever(self) -> None:
+        while True:
+            await asyncio.sleep(CLEAN_EVERY_S)
+            removed = await self.platform.log.clean()
+            log.info("log.cleaned", removed=removed)
+
+    async def _report_health(self) -> None:
+        healthy = True
+        while True:
+            await asyncio.sleep(HEALTH_EVERY_S)
+            for loop in self.loops:
+                processor = loop.processor
+                telemetry.LAG.labels(processor.name).set(self.platform.log.lag(processor.name, processor.topics))
+            if healthy != (healthy := all(loop.failing is None for loop in self.loops)):
+                await self.server.set_healthy(healthy=healthy)
+
+    async def stop(self) -> None:
+        """Refuse new calls, let batches in hand finish, and close everything."""
+        await self.server.stop(GRACE_S)
+        await asyncio.gather(*(loop.pause() for loop in self.loops))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for service in self.services:
+            if service.stop is not None:
+                await service.stop()
+        await self.platform.peers.close()
+        self.platform.database.close()
+
+
+async def _keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Run forever; what fails is logged and started again, ever more slowly."""
+    attempt = 0
+    while True:
+        started = time.monotonic()
+        try:
+            await work()
+        except HeadwaterError as error:
+            log.warning("task.failed", task=name, error=str(error))
+        except Exception:  # one piece of work must not take the others down with it
+            log.exception("task.failed", task=name)
+        else:
+            return
+        attempt = 1 if time.monotonic() - started > 60 else attempt + 1
+        await asyncio.sleep(backoff_s(attempt, base_s=0.2, cap_s=30.0))
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, builds: Sequence[Build]) -> AsyncIterator[Runtime]:
+    """Run services for the length of a block."""
+    runtime = Runtime(settings, builds)
+    try:
+        await runtime.start()
+        yield runtime
+    finally:
+        await runtime.stop()
+
+
+async def until_signalled() -> None:
+    """Wait for SIGINT or SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await stop.wait()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def main(build: Build) -> None:
+    """Run one service until it is told to stop: `python -m services.<name>`."""
+    from services.kernel.settings import load
+
+    async def serve() -> None:
+        async with running(settings, [build]) as runtime:
+            log.info("serving", services=[service.name for service in runtime.services], grpc=runtime.address)
+            await until_signalled()
+
+    settings = load()
+    telemetry.configure_logging(settings.log_level, as_json=settings.log_json)
+    try:
+        asyncio.run(serve())
+    except HeadwaterError as error:
+        raise SystemExit(str(error)) from error

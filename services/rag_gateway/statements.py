@@ -1,0 +1,287 @@
+"""What a context says, cut into statements: sentences, table lines, live values and rows of the person. Pure.
+
+Each statement is words for an answer, a verbatim quote that proves them, and the terms by which a question finds it.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from headwater.embedder.v1 import service_pb2 as embedder_pb2
+from headwater.rag_gateway.v1 import events_pb2
+
+from services.rag_gateway.context import Ingredients, profile_fields, row_title
+from services.rag_gateway.fields import Field, Kind, decoded, displayed, fields_of, is_currency, readable
+from services.rag_gateway.question import Asked, kin
+from services.rag_gateway.words import Span, sentences, terms
+
+# How much a term counts, by where it stands.
+_SAID, _NAMED, _HEADED, _NEARBY = 1.0, 0.85, 0.6, 0.35
+_COSINE_FLOOR, _COSINE_RANGE = 0.25, 0.45  # below the floor a vector says nothing; at the top, that it is the same
+_BOOKKEEPING = frozenset(["created at", "updated at", "modified at", "last login", "created", "updated"])
+_MONEY = re.compile(r"[€$£¥%]|\b(?:euros?|eur|usd|gbp|dollars?|pounds?|free of charge|at no cost)\b", re.IGNORECASE)
+_TIME = re.compile(r"\b(?:hours?|days?|weeks?|months?|minutes?|years?|\d{1,2}:\d{2}|\d{4}|midnight|noon)\b", re.IGNORECASE)
+_CELLS = re.compile(r"\s*\|\s*")
+_RULE = re.compile(r"[\s|:\-–—]+")  # noqa: RUF001 - tables are ruled with dashes of all kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Something that the context says.
+
+    Attributes:
+        text: how an answer tells it.
+        number: the part that says it.
+        quote: the words of the part that prove it, verbatim.
+        start: where the quote begins in the part's text, in characters.
+        terms: its terms, each with how much it counts.
+        kinds: the kinds of value that it holds.
+        own: whether it is about the asker.
+        semantic: how near the vectors found it, in 0..1.
+        day: for a row of the person, its date, ISO 8601; else empty.
+        amount: the number that it is about, for `cheapest` and the like; None where there is none.
+        group: statements of one group answer a question together, as a list; empty for those that stand alone.
+        closed: whether it is about something cancelled or over.
+    """
+
+    text: str
+    number: int
+    quote: str
+    start: int
+    terms: Mapping[str, float]
+    kinds: frozenset[Kind]
+    own: bool = False
+    semantic: float = 0.0
+    day: str = ""
+    amount: float | None = None
+    group: str = ""
+    closed: bool = False
+
+
+class _Source(NamedTuple):
+    part: events_pb2.ContextPart
+    hit: embedder_pb2.Hit
+
+
+def statements(asked: Asked, context: events_pb2.Context, ingredients: Ingredients) -> list[Statement]:
+    """Everything that the numbered parts of a context say that may bear on a question."""
+    hits = {(hit.document_id, hit.version, hit.ordinal): hit for hit in ingredients.hits}
+    sources = [
+        _Source(part, hits[part.reference, part.version, part.ordinal])
+        for part in context.parts
+        if part.kind == events_pb2.PART_KIND_KNOWLEDGE
+    ]
+    titles = {source.hit.document_id.rpartition("/")[2]: source.hit for source in sources}
+    found: list[Statement] = []
+    for part in context.parts:
+        if part.kind == events_pb2.PART_KIND_PROFILE:
+            found.extend(_of_profile(part, ingredients))
+        elif part.kind == events_pb2.PART_KIND_LIVE_ROW:
+            found.extend(_of_row(asked, part, ingredients, titles))
+    for source in sources:
+        found.extend(_of_live(asked, source))
+        found.extend(_of_text(source))
+    return found
+
+
+def _of_profile(part: events_pb2.ContextPart, ingredients: Ingredients) -> Iterator[Statement]:
+    profile = ingredients.usable_profile
+    fields = profile_fields(profile) if profile is not None else []
+    for field in fields:
+        yield Statement(
+            text=f"Your {field.name}: {displayed(field, fields)}",
+            number=part.number,
+            quote=field.line,
+            start=max(0, part.text.find(field.line)),
+            terms=_weighed((field.name, _SAID), (field.shown, _NAMED), ("profile", _HEADED)),
+            kinds=frozenset([field.kind]),
+            own=True,
+        )
+
+
+def _of_row(
+    asked: Asked, part: events_pb2.ContextPart, ingredients: Ingredients, titles: Mapping[str, embedder_pb2.Hit]
+) -> Iterator[Statement]:
+    """One statement a row: the fields that the question names, or else all that is worth telling."""
+    profile = ingredients.usable_profile
+    record = next((r for r in profile.records if r.record == part.reference), None) if profile else None
+    if record is None:
+        return
+    row = fields_of(decoded(record.row_json))
+    named = _relevant(asked, row)
+    told = named or [field for field in row if field.name not in _BOOKKEEPING]
+    linked = [titles[field.shown] for field in row if field.shown in titles]
+    about = ", ".join(hit.title for hit in linked if hit.title and hit.title != record.record.rpartition("/")[2])
+    quote, start = _quoted(part.text, told)
+    yield Statement(
+        text=f"{row_title(record).capitalize()}{f' ({about})' if about else ''}: {_told(told, row)}",
+        number=part.number,
+        quote=quote,
+        start=start,
+        terms=_weighed(
+            *((field.name, _SAID if named else _HEADED) for field in told),
+            *((field.shown, _SAID) for field in told),
+            *((field.shown, _NAMED) for field in row),
+            (row_title(record), _NAMED),
+            *((f"{hit.title} {' '.join(hit.heading_path)}", _NAMED) for hit in linked),
+            *((hit.text, _NEARBY) for hit in linked),
+        ),
+        kinds=frozenset(field.kind for field in told),
+        own=True,
+        day=min((field.shown[:10] for field in row if _is_event(field)), default=""),
+        amount=_amount(named),
+        group=f"row {record.source}/{record.entity}",
+        closed=any(field.shown in ("cancelled", "canceled", "completed", "void", "expired") for field in row),
+    )
+
+
+def _of_live(asked: Asked, source: _Source) -> Iterator[Statement]:
+    """The live columns that the question asks for, told with the name of what they belong to."""
+    part, hit = source
+    row = fields_of(decoded(hit.live_json))
+    named = _relevant(asked, row)
+    if not named:
+        return
+    name = hit.title or hit.document_id.rpartition("/")[2]
+    quote, start = _naming(hit)
+    yield Statement(
+        text=f"{name}: {_told(named, row)}",
+        number=part.number,
+        quote=quote,
+        start=start,
+        terms=_weighed(
+            *((field.name, _SAID) for field in named),
+            *((field.shown, _NAMED) for field in named),
+            (name, _SAID),
+            (readable(hit.document_id.replace("/", " ")), _NAMED),
+            (" ".join(hit.heading_path), _HEADED),
+            (hit.text, _HEADED),
+        ),
+        kinds=frozenset(field.kind for field in named),
+        semantic=_semantic(hit),
+        amount=_amount(named),
+        group=f"live {named[0].name}",
+    )
+
+
+def _of_text(source: _Source) -> Iterator[Statement]:
+    part, hit = source
+    headings = {" ".join(heading.split()).casefold() for heading in (hit.title, *hit.heading_path)}
+    around = _weighed(
+        (" ".join((hit.title, *hit.heading_path)), _HEADED),
+        (hit.text, _NEARBY),
+        (readable(hit.document_id.rpartition("/")[2]), _HEADED),
+    )
+    header = ""
+    previous = Span(0, 0)
+    for span in sentences(hit.text):
+        words = hit.text[span.start : span.end]
+        if "\n" in hit.text[previous.end : span.start].strip(" ") and "|" not in words:
+            header = ""
+        previous = span
+        if " ".join(words.split()).casefold() in headings or words.endswith("?"):
+            continue
+        if "|" in words and (not header or _RULE.fullmatch(words)):
+            header = header or words
+            continue
+        yield Statement(
+            text=_table_line(header, words) if header else " ".join(words.split()),
+            number=part.number,
+            quote=words,
+            start=span.start,
+            terms=_merged(around, _weighed((header, _NAMED), (words, _SAID))),
+            kinds=_kinds_in(words),
+            semantic=_semantic(hit),
+            group=f"line {part.reference}" if header else "",
+        )
+
+
+def _table_line(header: str, line: str) -> str:
+    """A line of a table with its column names: `Weight of each: 23 kg`."""
+    names, cells = _cells(header), _cells(line)
+    if len(names) != len(cells):
+        return ", ".join(cells)
+    return "; ".join(f"{name}: {cell}" if name else cell for name, cell in zip(names, cells, strict=True) if cell)
+
+
+def _cells(line: str) -> list[str]:
+    return _CELLS.split(line.strip().strip("|").strip())
+
+
+def _relevant(asked: Asked, row: Sequence[Field]) -> list[Field]:
+    """The fields whose names a question mentions, or else those that hold the kind of value that it wants."""
+    wanted = frozenset().union(*(kin(term) for term in asked.weights)) if asked.weights else frozenset()
+    named = [field for field in row if wanted & set(terms(field.name)) and not is_currency(field)]
+    if named:
+        of_kind = [field for field in named if field.kind is asked.wants]
+        return of_kind or named
+    if asked.wants is Kind.OTHER:
+        return []
+    return [field for field in row if field.kind is asked.wants and field.name not in _BOOKKEEPING]
+
+
+def _told(fields: Iterable[Field], row: list[Field]) -> str:
+    return ", ".join(f"{field.name} {displayed(field, row)}" for field in fields if not is_currency(field))
+
+
+def _quoted(text: str, fields: Sequence[Field]) -> tuple[str, int]:
+    """The stretch of a row's text from the first of some fields to the last, if it is not much longer than they are."""
+    places = [(text.find(field.line), field) for field in fields]
+    places = [(place, field) for place, field in places if place >= 0]
+    if not places:
+        return text, 0
+    first = min(place for place, _ in places)
+    last = max(place + len(field.line) for place, field in places)
+    if last - first > 2 * sum(len(field.line) for _, field in places):
+        first, last = places[0][0], places[0][0] + len(places[0][1].line)
+    return text[first:last], first
+
+
+def _naming(hit: embedder_pb2.Hit) -> tuple[str, int]:
+    """The words of a document that say what its live columns belong to: its title, or its first sentence."""
+    place = hit.text.find(hit.title) if hit.title else -1
+    if place >= 0:
+        return hit.title, place
+    first = next(iter(sentences(hit.text)), Span(0, len(hit.text)))
+    return hit.text[first.start : first.end], first.start
+
+
+def _is_event(field: Field) -> bool:
+    return field.kind is Kind.TIME and field.name not in _BOOKKEEPING
+
+
+def _amount(fields: Iterable[Field]) -> float | None:
+    for field in fields:
+        if field.kind in (Kind.MONEY, Kind.NUMBER):
+            return float(field.shown)
+    return None
+
+
+def _semantic(hit: embedder_pb2.Hit) -> float:
+    return min(1.0, max(0.0, (hit.vector_score - _COSINE_FLOOR) / _COSINE_RANGE))
+
+
+def _kinds_in(words: str) -> frozenset[Kind]:
+    found = {Kind.OTHER}
+    if _MONEY.search(words):
+        found.add(Kind.MONEY)
+    if _TIME.search(words):
+        found.add(Kind.TIME)
+    if any(letter.isdigit() for letter in words):
+        found.add(Kind.NUMBER)
+    return frozenset(found)
+
+
+def _weighed(*texts: tuple[str, float]) -> dict[str, float]:
+    """The terms of some texts, each with the highest of its texts' weights."""
+    found: dict[str, float] = {}
+    for text, weight in texts:
+        for term in terms(text):
+            if found.get(term, 0.0) < weight:
+                found[term] = weight
+    return found
+
+
+def _merged(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {term: max(one.get(term, 0.0), other.get(term, 0.0)) for term in (*one, *other)}
