@@ -136,7 +136,13 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
     async def _decode_again(self, letter: events_pb2.DeadLetter) -> None:
         from headwater.ingest.v1 import service_pb2, service_pb2_grpc
 
-        request = service_pb2.PushRawRequest(format=letter.type, records=[letter.value], origin=letter.origin)
+        request = service_pb2.PushRawRequest(
+            format=letter.type,
+            records=[letter.value],
+            origin=letter.origin,
+            tenant=letter.tenant,
+            source=letter.source,
+        )
         stub = service_pb2_grpc.IngestServiceStub(self._peers.channel("ingest"))
         async for _response in stub.PushRaw(iter([request])):
             pass

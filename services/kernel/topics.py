@@ -45,6 +45,7 @@ INDEXED = "knowledge.indexed"
 CONVERSATIONS = "conversations"
 RATINGS = "ratings"
 CLASSIFIED = "feedback.classified"
+ANSWERS_TOUCHED = "feedback.touched"
 KPIS = "kpis"
 ALERTS = "alerts"
 ERASURES = "erasures"
@@ -64,6 +65,7 @@ TOPICS: tuple[TopicSpec, ...] = (
     TopicSpec(CONVERSATIONS, Cleanup.KEEP),
     TopicSpec(RATINGS, Cleanup.KEEP),
     TopicSpec(CLASSIFIED, Cleanup.COMPACT),
+    TopicSpec(ANSWERS_TOUCHED, Cleanup.DELETE, retention_ms=DAY_MS),
     TopicSpec(KPIS, Cleanup.COMPACT),
     TopicSpec(ALERTS, Cleanup.DELETE, retention_ms=30 * DAY_MS),
     # One partition each: few records, and their order among themselves matters.

@@ -71,9 +71,7 @@ class Projection:
         ordered = sorted(rows, key=_latest_first)
         if not ordered:
             return None
-        profile = events_pb2.Profile(
-            tenant=tenant, profile_id=profile_id, suspect=any(row.suspect for row in ordered)
-        )
+        profile = events_pb2.Profile(tenant=tenant, profile_id=profile_id, suspect=any(row.suspect for row in ordered))
         _set_time(profile.as_of, ordered[0].occurred_us)
         listed = self._settings.records_max
         profile.records_omitted = max(0, len(ordered) - listed)

@@ -7,9 +7,9 @@ and by how near the search found it.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from headwater.rag_gateway.v1 import events_pb2
 
@@ -18,11 +18,13 @@ from services.rag_gateway.fields import Kind
 from services.rag_gateway.prompt import NO_ANSWER
 from services.rag_gateway.question import Asked, analyse, is_code, kin, leans_on
 from services.rag_gateway.statements import Statement, statements
+from services.rag_gateway.words import term_of
 
 MODEL = "extractive"
 
 _ENOUGH = 0.55  # support from which on a statement answers
 _COVERED = 0.34  # whatever else speaks for it, this much of the question must be in it
+_COVERED_LIVE = 0.6  # a live value of the wrong thing looks as good as one of the right thing: be strict
 _GAIN = 0.22  # what a further statement must add
 _ALIKE = 0.04  # statements of a group that are this near to the best are told together
 _KIN = 0.75
@@ -30,7 +32,16 @@ _STATEMENTS_MAX = 3
 _LIST_MAX = 5
 _OWN, _OWN_WHEN_ASKING_LEAVE, _WANTED, _NEAR = 0.25, 0.05, 0.12, 0.25
 _PAST, _CLOSED, _OUT_OF_RANGE = 0.2, 0.12, 0.35
-_LEAVE = re.compile(r"\b(?:can|may|could|should|must|am) (?:i|we)\b|\bdo (?:i|we) (?:need|have|get|pay)\b", re.IGNORECASE)
+# Words that are in many questions and say little of what is asked.
+FAINT = frozenset(
+    term_of(word)
+    for word in """happen ask say mean work find use make take bring carry see show keep come possible there currently
+    now today moment current company people person thing way kind information detail details exactly maximum minimum
+    limit max min limited usual usually normally take takes happens sort type order""".split()
+)
+_LEAVE = re.compile(
+    r"\b(?:can|may|could|should|must|am) (?:i|we)\b|\bdo (?:i|we) (?:need|have|get|pay)\b", re.IGNORECASE
+)
 _CLOSED_ASKED = re.compile(r"\b(?:cancelled|canceled|completed|past|history|all|every)\b", re.IGNORECASE)
 _RANGE = re.compile(
     r"(?P<low>\d+(?:\.\d+)?) ?(?:to|-|\u2013|and) ?(?P<high>\d+(?:\.\d+)?)"
@@ -91,3 +102,120 @@ def answer(question: str, context: events_pb2.Context, ingredients: Ingredients,
         quotes=tuple(Quote(s.number, s.quote, s.start) for s in chosen),
         answered=True,
     )
+
+
+class _Weighing:
+    """How well each statement supports the question."""
+
+    def __init__(self, question: str, asked: Asked, found: Sequence[Statement], today: str) -> None:
+        self._asked = asked
+        self._today = today
+        self._leave = _LEAVE.search(question) is not None
+        self._closed_asked = _CLOSED_ASKED.search(question) is not None
+        self._numbers = [float(term) for term in asked.weights if _is_number(term)]
+        self._eligible = [statement for statement in found if self._may_answer(statement)]
+        self._weights = {term: weight * _rarity(term, found) for term, weight in asked.weights.items()}
+        self._total = sum(self._weights.values()) or 1.0
+
+    def chosen(self) -> list[Statement]:
+        """The statements that answer together, at most a few; none when the support is weak."""
+        ranked = self._ranked
+        if not ranked or not self._answers(*ranked[0]):
+            return []
+        chosen = self._with_alike(*ranked[0])
+        for _, statement in ranked:
+            if len(chosen) >= _STATEMENTS_MAX:
+                break
+            if statement not in chosen and self._adds(statement, chosen):
+                chosen.append(statement)
+        return chosen
+
+    @cached_property
+    def _ranked(self) -> list[tuple[float, Statement]]:
+        weighed = [(self._support(statement), statement) for statement in self._eligible]
+        return sorted(weighed, key=lambda pair: (-pair[0], len(pair[1].text), pair[1].number, pair[1].start))
+
+    def _answers(self, support: float, statement: Statement) -> bool:
+        enough = _COVERED_LIVE if statement.live else _COVERED
+        return support >= _ENOUGH and self._coverage(statement) >= enough
+
+    def _may_answer(self, statement: Statement) -> bool:
+        """A code must be met exactly, and rows of the person answer only questions about the person's own data."""
+        if any(statement.terms.get(code, 0.0) == 0.0 for code in self._asked.codes):
+            return False
+        return self._asked.own or not statement.own or bool(self._asked.codes)
+
+    def _support(self, statement: Statement) -> float:
+        support = self._coverage(statement) + _NEAR * statement.semantic
+        if self._asked.wants is not Kind.OTHER and self._asked.wants in statement.kinds:
+            support += _WANTED
+        if statement.own and self._asked.own:
+            support += _OWN_WHEN_ASKING_LEAVE if self._leave else _OWN
+        if statement.day and (statement.day < self._today) != self._asked.past:
+            support -= _PAST
+        if statement.closed and not self._closed_asked:
+            support -= _CLOSED
+        if self._numbers and _ranges(statement.quote) and not self._in_range(statement):
+            support -= _OUT_OF_RANGE
+        return support
+
+    def _coverage(self, statement: Statement) -> float:
+        return sum(self._covered(term, statement) * weight for term, weight in self._weights.items()) / self._total
+
+    def _covered(self, term: str, statement: Statement) -> float:
+        exact = statement.terms.get(term, 0.0)
+        if exact < 1.0 and _is_number(term) and self._in_range(statement):
+            return 1.0
+        return max(exact, *(_KIN * statement.terms.get(other, 0.0) for other in kin(term)))
+
+    def _in_range(self, statement: Statement) -> bool:
+        return any(low <= number <= high for low, high in _ranges(statement.quote) for number in self._numbers)
+
+    def _with_alike(self, support: float, best: Statement) -> list[Statement]:
+        """The best statement, with those of its group that answer as well; or the one of them that was asked for."""
+        if not best.group:
+            return [best]
+        alike = [s for value, s in self._ranked if s.group == best.group and value >= support - _ALIKE]
+        if self._asked.every and best.own:
+            alike = [s for value, s in self._ranked if s.group == best.group and value >= support - _PAST - _CLOSED]
+        if self._asked.extreme and all(s.day for s in alike):
+            return [(min if self._asked.extreme < 0 else max)(alike, key=lambda s: s.day)]
+        if self._asked.extreme and all(s.amount is not None for s in alike):
+            return [(min if self._asked.extreme < 0 else max)(alike, key=lambda s: s.amount or 0.0)]
+        return sorted(alike[:_LIST_MAX], key=lambda s: (s.day, s.number, s.start))
+
+    def _adds(self, statement: Statement, chosen: Sequence[Statement]) -> bool:
+        """Whether a further statement covers enough of the question that the chosen ones leave open."""
+        gain = sum(
+            weight * max(0.0, self._covered(term, statement) - max(self._covered(term, s) for s in chosen))
+            for term, weight in self._weights.items()
+        )
+        return gain / self._total >= _GAIN and self._answers(self._support(statement), statement)
+
+
+def _rarity(term: str, found: Sequence[Statement]) -> float:
+    """How much a term tells: little when half the context has it, much when nearly nothing has."""
+    if term in FAINT:
+        return 0.3
+    having = sum(any(s.terms.get(other, 0.0) > 0.5 for other in kin(term)) for s in found)
+    rarity = math.log(1.0 + len(found) / max(1, having))
+    return rarity * 1.5 if is_code(term) else rarity
+
+
+def _is_number(term: str) -> bool:
+    return term.replace(".", "", 1).isdecimal()
+
+
+@lru_cache(maxsize=2_000)
+def _ranges(words: str) -> tuple[tuple[float, float], ...]:
+    """The ranges of numbers in some words: `7 to 13 days`, `30 days or more`, `less than 2`."""
+    found = []
+    for match in _RANGE.finditer(words):
+        if match["low"]:
+            found.append((float(match["low"]), float(match["high"])))
+        elif match["most"]:
+            below = match[0].lower().startswith(("less", "under", "below"))
+            found.append((0.0, float(match["most"]) - (1e-9 if below else 0.0)))
+        else:
+            found.append((float(match["least"] or match["from"]), math.inf))
+    return tuple(found)

@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-_TIME = re.compile(
-    r"\d{4}-\d{2}-\d{2}(?:[T ](\d{2}:\d{2})(?::\d{2}(?:\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?", re.ASCII
-)
+_TIME = re.compile(r"(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2})(?::\d{2}(?:\.\d+)?)?)?(Z|[+-]\d{2}:?\d{2})?", re.ASCII)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _MONEY_NAMES = frozenset("price cost fare amount fee total balance rate charge deposit refund".split())  # noqa: SIM905
 _PLACE_NAMES = frozenset(

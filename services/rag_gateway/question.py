@@ -34,7 +34,13 @@ birthday birth born
 late delay delayed delays
 compensation compensate voucher
 begin begins start starts
-document documents passport visa
+document documents passport papers
+allow allowed accept accepts accepted welcome permit permitted
+buy book purchase
+swim swimming pool pools bath baths
+ill illness sick
+aurora northern
+eat diet dietary food
 """
 _OWN = frozenset(["my", "mine", "me", "i", "i'm", "i've", "i'd", "i'll", "our", "ours", "we", "us", "am"])
 _ANAPHORA = frozenset("it its that this those these they them there same one ones".split())  # noqa: SIM905
@@ -138,9 +144,7 @@ def kin(term: str) -> frozenset[str]:
 
 @lru_cache(maxsize=1)
 def _kin_terms() -> tuple[frozenset[str], ...]:
-    return tuple(
-        frozenset(term_of(word) for word in line.split()) for line in _KIN.strip().splitlines()
-    )
+    return tuple(frozenset(term_of(word) for word in line.split()) for line in _KIN.strip().splitlines())
 
 
 @lru_cache(maxsize=10_000)
@@ -153,5 +157,3 @@ def _wants(question: str) -> Kind:
         if pattern.search(question):
             return kind
     return Kind.OTHER
-
-

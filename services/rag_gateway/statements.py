@@ -21,7 +21,9 @@ _SAID, _NAMED, _HEADED, _NEARBY = 1.0, 0.85, 0.6, 0.35
 _COSINE_FLOOR, _COSINE_RANGE = 0.25, 0.45  # below the floor a vector says nothing; at the top, that it is the same
 _BOOKKEEPING = frozenset(["created at", "updated at", "modified at", "last login", "created", "updated"])
 _MONEY = re.compile(r"[€$£¥%]|\b(?:euros?|eur|usd|gbp|dollars?|pounds?|free of charge|at no cost)\b", re.IGNORECASE)
-_TIME = re.compile(r"\b(?:hours?|days?|weeks?|months?|minutes?|years?|\d{1,2}:\d{2}|\d{4}|midnight|noon)\b", re.IGNORECASE)
+_TIME = re.compile(
+    r"\b(?:hours?|days?|weeks?|months?|minutes?|years?|\d{1,2}:\d{2}|\d{4}|midnight|noon)\b", re.IGNORECASE
+)
 _CELLS = re.compile(r"\s*\|\s*")
 _RULE = re.compile(r"[\s|:\-–—]+")  # noqa: RUF001 - tables are ruled with dashes of all kinds
 
@@ -43,6 +45,7 @@ class Statement:
         amount: the number that it is about, for `cheapest` and the like; None where there is none.
         group: statements of one group answer a question together, as a list; empty for those that stand alone.
         closed: whether it is about something cancelled or over.
+        live: whether it is a live value of a row behind a document.
     """
 
     text: str
@@ -57,6 +60,7 @@ class Statement:
     amount: float | None = None
     group: str = ""
     closed: bool = False
+    live: bool = False
 
 
 class _Source(NamedTuple):
@@ -161,7 +165,8 @@ def _of_live(asked: Asked, source: _Source) -> Iterator[Statement]:
         kinds=frozenset(field.kind for field in named),
         semantic=_semantic(hit),
         amount=_amount(named),
-        group=f"live {named[0].name}",
+        live=True,
+        group=f"live {named[0].name} {next((field.shown for field in row if is_currency(field)), '')}",
     )
 
 
@@ -171,7 +176,7 @@ def _of_text(source: _Source) -> Iterator[Statement]:
     around = _weighed(
         (" ".join((hit.title, *hit.heading_path)), _HEADED),
         (hit.text, _NEARBY),
-        (readable(hit.document_id.rpartition("/")[2]), _HEADED),
+        (readable(hit.document_id.replace("/", " ")), _HEADED),
     )
     header = ""
     previous = Span(0, 0)

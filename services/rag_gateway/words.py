@@ -18,6 +18,7 @@ _ABBREVIATION = re.compile(
     re.IGNORECASE,
 )
 _MARKER = re.compile(r"\s*(?:[-*+•|>]|#{1,6}\s|\d{1,3}[.)]\s)\s*")
+_LEAD_WORDS = 4
 _WRAPPED_FROM = 50  # a line at least this long, without an end of its own, goes on in the next line
 # Letters that carry no combining mark and so survive decomposition.
 _LETTERS = str.maketrans(
@@ -126,7 +127,9 @@ def sentences(text: str) -> list[Span]:
     for line in _lines(text):
         start = line.start
         for end in _SENTENCE_END.finditer(text, line.start, line.end):
-            if not _is_abbreviation(text[max(start, end.end() - 12) : end.end()]):
+            if not _is_abbreviation(text[max(start, end.end() - 12) : end.end()]) and not _is_lead(
+                text, start, end.end()
+            ):
                 spans.append(Span(start, end.end()))
                 start = end.end()
         spans.append(Span(start, line.end))
@@ -137,6 +140,11 @@ def sentences(text: str) -> list[Span]:
 def _is_abbreviation(words_before: str) -> bool:
     number_of_item = words_before.strip().rstrip(".").isdigit()
     return number_of_item or _ABBREVIATION.search(words_before) is not None
+
+
+def _is_lead(text: str, start: int, end: int) -> bool:
+    """Whether a sentence is only a few words that lead up to the next one: `Illness or injury. With a ...`."""
+    return len(text[start:end].split()) <= _LEAD_WORDS and not text[:start].rstrip(" ").endswith((".", "!", "?"))
 
 
 def _lines(text: str) -> Iterator[Span]:

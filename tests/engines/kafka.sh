@@ -7,6 +7,7 @@
 #
 # DIR holds data, logs and pid files of one run. The jars are kept in $HEADWATER_CACHE (default ~/.cache/headwater).
 # Ports: KAFKA_PORT 19092 (its controller takes the next one), CONNECT_PORT 18083, POSTGRES_PORT 15432.
+# CONNECT_EXACTLY_ONCE=enabled lets source connectors write in transactions.
 # PostgreSQL trusts every local connection as the superuser `postgres`, so no password is needed or kept.
 set -euo pipefail
 

@@ -288,9 +288,7 @@ class Conservation(RuleBasedStateMachine):
             self.scheduler.succeeded(batch)
             self.store.update({j.key: replace(j, state=JobState.DONE) for j in batch})
         else:
-            error = {"429": RateLimited("", 3), "503": TransientError(""), "poison": PermanentError("")}[
-                outcome
-            ]
+            error = {"429": RateLimited("", 3), "503": TransientError(""), "poison": PermanentError("")}[outcome]
             after = self.scheduler.failed(batch, error, self.now, repeat(0.5))
             self.store.update({j.key: j for j in after})
             self.charged.update(j.key for j, b in zip(after, batch, strict=True) if j.attempts > b.attempts)

@@ -1,0 +1,50 @@
+# One command runs the main job, one passes the tests; each sets up what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test check laws bench browser clean
+
+help:       ## List the targets
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(shell find protos -name '*.proto')
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Headwater needs Python 3.11 or newer: make PYTHON=python3.12 …" >&2; rm -rf $(VENV); exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+setup: $(STAMP) ## Make the virtual environment
+
+demo: $(STAMP) ## Take the tour on shipped data
+	$(BIN)/headwater demo
+
+up: $(STAMP) ## Run every service in one process
+	$(BIN)/headwater up
+
+test: $(STAMP) ## Run the quick tests
+	$(BIN)/python -m pytest -q
+
+laws: $(STAMP) ## Run the slow tests too: crashes, end-to-end processes
+	$(BIN)/python -m pytest -q -m slow
+
+browser: $(STAMP) ## Run the page's tests in a real Chromium
+	$(BIN)/python -m pytest -q -m browser
+
+check: $(STAMP) ## Format, lint, types, layers, protos
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+
+bench: $(STAMP) ## Measure what the README claims
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.freshness
+	$(BIN)/python -m benchmarks.retrieval
+
+clean:      ## Remove what the other targets made
+	rm -rf $(VENV) protos/gen .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build

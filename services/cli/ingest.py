@@ -1,0 +1,91 @@
+"""`headwater ingest`: change events and documents from files or standard input."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from services.cli.session import Session, command, document
+
+POLL_S = 0.05
+
+
+def add_to(group: click.Group) -> None:
+    """Add this command."""
+
+    @command(group, "ingest")
+    @click.argument("files", nargs=-1, required=True)
+    @click.option("--source", default="", help="The source's name, where the events do not say it.")
+    @click.option("--format", "format_", default="auto", help="auto, or a format's name: native, debezium, kcat, …")
+    @click.option("--wait/--no-wait", default=True, help="Wait until everything is processed.")
+    async def ingest(session: Session, files: Sequence[str], source: str, format_: str, *, wait: bool) -> None:
+        """Take change events (one a line) or documents from FILES; - is standard input. Prints the balance."""
+        from headwater.common.v1 import operations_pb2 as pb, operations_pb2_grpc
+        from headwater.ingest.v1 import service_pb2_grpc
+        from services.ingest.client import push_file
+
+        async with session.channel() as channel:
+            stub = service_pb2_grpc.IngestServiceStub(channel)
+            results = {}
+            columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+            with Progress(*columns, console=session.progress, transient=True, disable=session.as_json) as progress:
+                for name in files:
+                    task = progress.add_task(f"reading {name}", total=None)
+                    results[name] = await push_file(
+                        stub, name, source, format_, lambda done, task=task: progress.update(task, completed=done)
+                    )
+            operations = operations_pb2_grpc.OperationsServiceStub(channel)
+            if wait:
+                await until_processed(session, operations)
+            balance = await operations.GetBalance(pb.GetBalanceRequest())
+        _show(session, results, balance)
+        if any(totals.dead_lettered for totals in results.values()):
+            sys.exit(1)
+
+
+async def until_processed(session: Session, operations: Any) -> None:
+    """Wait until nothing lags and nothing is waiting for its first try, and show how far it is."""
+    from headwater.common.v1 import operations_pb2 as pb
+
+    columns = (TextColumn("processing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=session.progress, transient=True, disable=session.as_json) as progress:
+        task = progress.add_task("processing", total=None)
+        most, quiet = 0, 0
+        while quiet < 2:  # between two processors nothing lags for an instant
+            balance = await operations.GetBalance(pb.GetBalanceRequest())
+            left = sum(group.lag + group.waiting for group in balance.groups)
+            most, quiet = max(most, left), quiet + 1 if left == 0 else 0
+            progress.update(task, total=most, completed=most - left)
+            await asyncio.sleep(POLL_S)
+
+
+def _show(session: Session, results: dict[str, Any], balance: Any) -> None:
+    if session.as_json:
+        session.answer({
+            "files": {name: totals._asdict() for name, totals in results.items()},
+            "groups": document(balance)["groups"],
+            "balanced": balance.balanced,
+        })  # fmt: skip
+        return
+    for name, totals in results.items():
+        session.console.print(
+            f"{name}: {totals.read} read = {totals.accepted} accepted + {totals.skipped} skipped + "
+            f"{totals.dead_lettered} dead-lettered"
+        )
+        for error in totals.errors:
+            session.console.print(f"  [red]{error}[/]")
+    show_balance(session, balance)
+
+
+def show_balance(session: Session, balance: Any) -> None:
+    """Print the balance of every consumer group."""
+    table = Table("group", *("inputs", "applied", "superseded", "waiting", "dead-lettered", "lag"))
+    for group in balance.groups:
+        counts = (group.inputs, group.applied, group.superseded, group.waiting, group.dead_lettered, group.lag)
+        table.add_row(group.group, *(f"{count:,}" for count in counts))
+    session.console.print(table)
+    session.console.print("balanced" if balance.balanced else "[red]NOT balanced: inputs are missing[/]")

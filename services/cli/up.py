@@ -1,0 +1,112 @@
+"""`headwater up`: every service in one process. `headwater doctor`: what is wrong with this installation."""
+
+import asyncio
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from services.cli.session import Session, command
+from services.kernel.errors import HeadwaterError, UnavailableError
+from services.kernel.settings import Settings
+
+FREE_BYTES_MIN = 1 << 30
+
+
+def add_to(group: click.Group) -> None:
+    """Add these commands."""
+
+    @group.command("up")
+    @click.option(
+        "--config", type=click.Path(path_type=Path, dir_okay=False), help="The configuration, headwater.toml."
+    )
+    @click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="The data folder.")
+    @click.option("--grpc-address", help="host:port of gRPC; port 0 takes a free one.")
+    @click.option("--http-address", help="host:port of the page and the HTTP APIs; port 0 takes a free one.")
+    @click.option("--log-json", is_flag=True, help="Log JSON lines.")
+    def up(
+        config: Path | None, data: Path | None, grpc_address: str | None, http_address: str | None, *, log_json: bool
+    ) -> None:
+        """Run every service in this process until it is told to stop."""
+        from services.kernel import telemetry
+        from services.kernel.settings import load
+
+        settings = load(config)
+        chosen: dict[str, Any] = {
+            "data": data,
+            "grpc_address": grpc_address,
+            "http_address": http_address,
+            "log_json": log_json or None,
+        }
+        settings = replace(settings, **{name: value for name, value in chosen.items() if value is not None})
+        telemetry.configure_logging(settings.log_level, as_json=settings.log_json)
+        asyncio.run(_serve(settings))
+
+    @command(group, "doctor")
+    async def doctor(session: Session) -> None:
+        """Check this machine and this installation, and say what to do about what is wrong."""
+        await _doctor(session)
+
+
+async def _serve(settings: Settings) -> None:
+    from services.embedded import served
+    from services.kernel.runner import until_signalled
+
+    started = time.perf_counter()
+    async with served(settings) as (runtime, url):
+        click.echo(
+            f"Headwater is ready after {time.perf_counter() - started:.1f} s, data in {settings.data.absolute()}"
+        )
+        click.echo(f"  page  {url}\n  gRPC  {runtime.address}\nCtrl-C stops it.")
+        sys.stdout.flush()
+        await until_signalled()
+    click.echo("Stopped; everything acknowledged is in the log.")
+
+
+async def _doctor(session: Session) -> None:
+    findings: list[tuple[str, bool, str]] = []
+    data = session.settings.data
+    where = next(path for path in (data, *data.absolute().parents) if path.exists())
+    free = shutil.disk_usage(where).free
+    findings.append(("disk space", free > FREE_BYTES_MIN, f"{free >> 20} MiB free at {where}: keep at least 1 GiB"))
+    try:
+        async with session.channel() as channel:
+            findings += await _ask_services(channel)
+    except UnavailableError as error:
+        findings.append(("services", False, str(error)))
+    except HeadwaterError as error:
+        findings.append(("installation", False, str(error)))
+    if session.as_json:
+        session.answer([{"check": name, "ok": ok, "detail": detail} for name, ok, detail in findings])
+    else:
+        table = Table("check", "", "detail")
+        for name, ok, detail in findings:
+            table.add_row(name, "[green]ok[/]" if ok else "[red]wrong[/]", detail)
+        session.console.print(table)
+    if not all(ok for _, ok, _ in findings):
+        sys.exit(1)
+
+
+async def _ask_services(channel: Any) -> list[tuple[str, bool, str]]:
+    from headwater.common.v1 import operations_pb2 as pb, operations_pb2_grpc
+    from headwater.embedder.v1 import events_pb2, service_pb2, service_pb2_grpc
+
+    operations = operations_pb2_grpc.OperationsServiceStub(channel)
+    balance = await operations.GetBalance(pb.GetBalanceRequest())
+    lag = sum(group.lag for group in balance.groups)
+    letters = await operations.ListDeadLetters(pb.ListDeadLettersRequest(limit=1000))
+    open_letters = sum(not entry.retried for entry in letters.entries)
+    parked = events_pb2.JobState.Name(events_pb2.JOB_STATE_PARKED)
+    jobs = await service_pb2_grpc.EmbedderServiceStub(channel).ListJobs(service_pb2.ListJobsRequest())
+    count = sum(n for name, n in jobs.counts.items() if parked.endswith(name.upper()))
+    return [
+        ("balance", balance.balanced, "inputs = applied + superseded + waiting + dead-lettered"),
+        ("lag", True, f"{lag} records not yet processed"),
+        ("dead letters", open_letters == 0, f"{open_letters} open: `headwater dead-letters list` shows them"),
+        ("documents", count == 0, f"{count} parked: they cannot be embedded as they are; see ListJobs for the reasons"),
+    ]

@@ -1,0 +1,8 @@
+"""Feedback: whether the answers are any good.
+
+Owns: the meeting of turns, ratings and classifications; KPIs; the lake.
+Consumes: `conversations`, `ratings`, `feedback.classified`, `erasures`; between its own groups `feedback.touched`.
+Produces: `ratings` and `conversations` (imports), `feedback.classified`, `kpis`, `erasures.done`.
+Stores: one row a turn, a rater's rating and a classification; the observation of each answer; the windows and KPIs.
+Answers: `headwater.feedback.v1.FeedbackService`.
+"""

@@ -1,0 +1,148 @@
+"""Identifiers as people write them in, one form for each out; and which of them are junk. Pure."""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from functools import lru_cache
+from typing import assert_never
+
+from services.identity_graph.settings import Format, Settings
+
+REMEMBERED_PHONES = 65_536
+LENGTH_MAX = 320  # the longest e-mail address; nothing that identifies a person is longer
+PHONE_DIGITS_MIN = 7
+
+WORDS_FOR_NOTHING = frozenset("""
+    - -- --- . ? 0 -1 n/a na n.a. #n/a nan nil nill none null undefined unknown unset empty void missing blank default
+    anonymous anon nobody noone test testing tester dummy fake sample example invalid guest x xx xxx xxxx tbd tba todo
+    none@none false true no yes noemail nophone (none) (null) <null> [null] \\n not_available notavailable
+    notprovided notapplicable no_email nomail
+""".split())
+
+MAILBOXES_OF_NOBODY = frozenset("""
+    abuse admin administrator billing booking bookings contact customerservice do-not-reply donotreply enquiries hello
+    help helpdesk hostmaster info inquiries jobs mail mailer-daemon marketing no-email no-reply no.email no_reply noreply
+    office postmaster reception reservations root sales service support team webmaster
+""".split()) | WORDS_FOR_NOTHING
+
+_DIGIT_RUNS = ("01234567890123456789", "98765432109876543210")
+_SPACE = re.compile(r"\s+")
+_PUNCTUATION = re.compile(r"[\W_]+")
+_PHONE_FILLING = re.compile(r"[\s().\-/\u00ad\u2010-\u2015]+")
+# What the phone library would give back unchanged: no national prefix can stand after these country codes, which are
+# those where only a zero is one. All other writings go through the library.
+_PLAIN_PHONE = re.compile(r"\+(?:1[2-9]\d{9}|(?:33|44|49|31|32|41|43|61|34|45|47|48|46|91|81)[1-9]\d{8,9})", re.ASCII)
+
+Normaliser = Callable[[str], str | None]
+"""Takes a value as text; returns its one form, or None when it is none of its kind."""
+
+
+def normaliser(format_: Format, settings: Settings) -> Normaliser:
+    """Return the function that normalises the values of a format."""
+    match format_:
+        case Format.EMAIL:
+            ignored = settings.email_tags_ignored
+            return lambda value: email(value, ignored)
+        case Format.PHONE:
+            region = settings.default_region or None
+            return lambda value: phone(value, region)
+        case Format.CODE:
+            return code
+        case Format.NUMBER:
+            return number
+        case Format.TEXT:
+            return text
+        case _:
+            assert_never(format_)
+
+
+def email(value: str, tags_ignored: frozenset[str] = frozenset()) -> str | None:
+    """Return an address in lower case, without spaces, `mailto:` and a display name; None when it is none."""
+    if value.endswith(">") and "<" in value:
+        value = value[value.rindex("<") + 1 : -1]
+    found = _folded(value).removeprefix("mailto:")
+    if not found.isascii() or " " in found:
+        found = _SPACE.sub("", found)
+    local, at, domain = found.rpartition("@")
+    domain = domain.rstrip(".")
+    if not (at and local and "." in domain) or "@" in local or domain[0] == "." or len(found) > LENGTH_MAX:
+        return None
+    if domain in tags_ignored:
+        local = local.partition("+")[0].replace(".", "")
+    return f"{local}@{domain}" if local else None
+
+
+@lru_cache(REMEMBERED_PHONES)
+def phone(value: str, region: str | None) -> str | None:
+    """Return a number in E.164 form; where it is none in any country, its digits; None when there are too few.
+
+    Args:
+        value: the number as it is written.
+        region: the country (two letters, upper case) of numbers that do not name theirs.
+    """
+    if _PLAIN_PHONE.fullmatch(plain := _PHONE_FILLING.sub("", value)):
+        return plain
+    import phonenumbers  # slow to import, and not everybody has telephone numbers
+
+    try:
+        parsed = phonenumbers.parse(unicodedata.normalize("NFKC", value), region)
+        if phonenumbers.is_possible_number(parsed):
+            parsed.extension = None
+            return str(phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164))
+    except phonenumbers.NumberParseException:
+        pass  # free text, or a number without its country
+    digits = "".join(str(unicodedata.digit(c)) for c in value if c.isdigit())
+    return digits if PHONE_DIGITS_MIN <= len(digits) <= LENGTH_MAX else None
+
+
+def code(value: str) -> str | None:
+    """Return a code in lower case and without spaces; None when nothing is left."""
+    found = _folded(value)
+    if not found.isalnum():
+        found = _SPACE.sub("", found)
+    return found if found and len(found) <= LENGTH_MAX else None
+
+
+def number(value: str) -> str | None:
+    """Return a number of a document in lower case, without spaces and punctuation; None when nothing is left."""
+    found = _PUNCTUATION.sub("", _folded(value))
+    return found if found and len(found) <= LENGTH_MAX else None
+
+
+def text(value: str) -> str | None:
+    """Return a text in lower case with single spaces; None when nothing is left."""
+    found = _SPACE.sub(" ", _folded(value)).strip()
+    return found[:LENGTH_MAX].strip() or None
+
+
+def _folded(value: str) -> str:
+    if value.isascii():
+        return value.strip().lower()
+    # Lower case may compose anew, so that one more round is needed for a form that stays as it is.
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", value).lower())
+    return "".join(c for c in folded if unicodedata.category(c) != "Cf").strip()
+
+
+def is_junk(format_: Format, value: str, junk: frozenset[str] = frozenset()) -> bool:
+    """Tell whether a normalised value is a placeholder or a shared mailbox, which says nothing about a person."""
+    if value in WORDS_FOR_NOTHING or value in junk:
+        return True
+    match format_:
+        case Format.EMAIL:
+            local, _, domain = value.partition("@")
+            return local in MAILBOXES_OF_NOBODY or domain.partition(".")[0] in WORDS_FOR_NOTHING - {"example", "test"}
+        case Format.PHONE:
+            return _is_filler(value[-PHONE_DIGITS_MIN:]) or _is_filler(value.lstrip("+"))
+        case Format.CODE | Format.NUMBER:
+            return _is_filler(value if value.isalnum() else _PUNCTUATION.sub("", value))
+        case Format.TEXT:
+            return False
+        case _:
+            assert_never(format_)
+
+
+def _is_filler(value: str) -> bool:
+    """Tell whether a value is one character again and again, or the digits in their order."""
+    if len(value) < 3:
+        return not value
+    return value == value[0] * len(value) or (len(value) >= 6 and any(value in run for run in _DIGIT_RUNS))

@@ -1,0 +1,296 @@
+"""Event-time windows as pure values: which windows a moment is in, how far time has come, what a window holds.
+
+Everything here is a function of the observations alone, not of the order in which they came: sums are of integers,
+percentiles are of rounded integers, and a session is derived from its members. So an observation can be taken out
+again exactly (`WindowTable.put` replaces, and removes when it is given nothing), and the same observations make the
+same table whatever their order. A window that was handed out and changes later is handed out again with its next
+revision. Only what is too late depends on an order, and that is the order within one partition of the log.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, assert_never
+
+from services.kernel.aggregates import Aggregate
+
+
+class Window(NamedTuple):
+    """A stretch of event time, in milliseconds since the epoch; the end is exclusive."""
+
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hopping:
+    """Windows of one size that begin every `hop_ms`; they overlap where the hop is smaller than the size."""
+
+    size_ms: int
+    hop_ms: int
+
+    @property
+    def name(self) -> str:
+        """The form in which settings and requests write it, for example 300s/60s."""
+        hop = "" if self.hop_ms == self.size_ms else f"/{_seconds(self.hop_ms)}"
+        return _seconds(self.size_ms) + hop
+
+    def windows(self, time_ms: int) -> list[Window]:
+        """The windows that a moment is in, newest first."""
+        newest = time_ms // self.hop_ms * self.hop_ms
+        starts = range(newest, time_ms - self.size_ms, -self.hop_ms)
+        return [Window(start, start + self.size_ms) for start in starts]
+
+
+def tumbling(size_ms: int) -> Hopping:
+    """Windows of one size that follow one another without overlap."""
+    return Hopping(size_ms, size_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Windows that end once nothing has happened for `gap_ms`; they grow, merge and fall apart with their members."""
+
+    gap_ms: int
+
+    @property
+    def name(self) -> str:
+        """The form in which settings and requests write it, for example session 1800s."""
+        return f"session {_seconds(self.gap_ms)}"
+
+    def windows(self, times_ms: Iterable[int]) -> Iterator[Window]:
+        """The sessions of moments, oldest first; each ends a gap after its last moment."""
+        start = last = None
+        for time_ms in sorted(times_ms):
+            if start is None or last is None:
+                start = time_ms
+            elif time_ms - last >= self.gap_ms:
+                yield Window(start, last + self.gap_ms)
+                start = time_ms
+            last = time_ms
+        if start is not None and last is not None:
+            yield Window(start, last + self.gap_ms)
+
+
+WindowSpec = Hopping | Session
+
+
+def parse(text: str) -> WindowSpec:
+    """Read a window: 60s (tumbling), 300s/60s (size/hop) or session 1800s (gap).
+
+    Raises:
+        ValueError: it is none, or the hop does not divide the size.
+    """
+    try:
+        if text.startswith("session "):
+            return Session(_milliseconds(text.removeprefix("session ")))
+        size, _, hop = text.partition("/")
+        spec = Hopping(_milliseconds(size), _milliseconds(hop or size))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a window: write 60s, 300s/60s (size/hop) or session 1800s (gap)") from None
+    if spec.size_ms % spec.hop_ms:
+        raise ValueError(f"window {text!r}: the size must be a multiple of the hop")
+    return spec
+
+
+def _milliseconds(text: str) -> int:
+    seconds = text.strip().removesuffix("s")
+    if not (seconds.isascii() and seconds.isdigit()) or int(seconds) == 0:
+        raise ValueError(text)
+    return int(seconds) * 1000
+
+
+def _seconds(milliseconds: int) -> str:
+    return f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds / 1000}s"
+
+
+@dataclass(frozen=True, slots=True)
+class EventTime:
+    """How time is told from events. It needs no clock: where nothing happens, time stands still.
+
+    Attributes:
+        out_of_order_ms: how far behind the newest event of its partition an event may usually come.
+        idle_after_ms: a partition that is so far behind the newest of all does not hold the others back.
+        allowed_lateness_ms: how far behind its partition's watermark an event is still counted; None is no limit.
+    """
+
+    out_of_order_ms: int = 0
+    idle_after_ms: int = 300_000
+    allowed_lateness_ms: int | None = None
+
+    def watermark(self, newest_ms: Mapping[int, int]) -> int | None:
+        """The time up to which everything has probably been seen; None before the first event.
+
+        Args:
+            newest_ms: partition to the time of its newest event.
+        """
+        if not newest_ms:
+            return None
+        newest = max(newest_ms.values())
+        return min(time for time in newest_ms.values() if newest - time <= self.idle_after_ms) - self.out_of_order_ms
+
+    def is_too_late(self, time_ms: int, newest_ms: int | None) -> bool:
+        """Whether an event comes too late to be counted.
+
+        Args:
+            time_ms: when it happened.
+            newest_ms: the newest event that its own partition held before it. Other partitions have no say: which of
+                them is read first is chance, and a replay must find the same events too late.
+        """
+        if newest_ms is None or self.allowed_lateness_ms is None:
+            return False
+        return time_ms + self.allowed_lateness_ms < newest_ms - self.out_of_order_ms
+
+
+class Entry(NamedTuple):
+    """One observation: when, under which groups it counts, and its measured values; a measure may have several."""
+
+    time_ms: int
+    groups: tuple[str, ...]
+    values: tuple[tuple[str, int], ...]
+
+
+class CellKey(NamedTuple):
+    """Names a window of a group: the window specification's name, the group, begin and end."""
+
+    spec: str
+    group: str
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(slots=True)
+class Cell:
+    """What a window of a group holds: an aggregate a measure, and how often it has been handed out."""
+
+    measures: dict[str, Aggregate] = field(default_factory=dict)
+    revision: int = 0
+
+    def state(self) -> dict[str, list[Any]]:
+        """What `restored` makes the same content from; empty when it holds nothing."""
+        return {name: self.measures[name].state() for name in sorted(self.measures) if self.measures[name].count}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Sequence[Any]], revision: int) -> "Cell":
+        """The cell of a state."""
+        return cls({name: Aggregate.restored(value) for name, value in state.items()}, revision)
+
+
+class Change(NamedTuple):
+    """A window whose content differs from what was handed out last; the cell's revision is the new one."""
+
+    key: CellKey
+    before: Mapping[str, Sequence[Any]]
+    cell: Cell
+
+
+class WindowTable:
+    """The windows of some observations: all of them, or the part that a batch touches.
+
+    Of a part, the cells of every window that an old or a new entry is in must be restored first; for sessions, every
+    session within a gap of such an entry, with the observations of all its members.
+    """
+
+    def __init__(self, specs: Sequence[WindowSpec], with_spread: Collection[str] = ()) -> None:
+        """Begin with an empty table.
+
+        Args:
+            specs: the windows that every observation is counted in.
+            with_spread: the measures whose percentiles are wanted.
+        """
+        self._hopping = [spec for spec in specs if isinstance(spec, Hopping)]
+        self._sessions = [spec for spec in specs if isinstance(spec, Session)]
+        self._with_spread = frozenset(with_spread)
+        self.observations: dict[str, tuple[Entry, ...]] = {}
+        self.cells: dict[CellKey, Cell] = {}
+        self._before: dict[CellKey, dict[str, list[Any]]] = {}  # cells since the last settling, as they were
+        self._stale: set[str] = set()  # groups whose sessions must be derived anew
+
+    def put(self, name: str, entries: Sequence[Entry]) -> bool:
+        """Make `entries` the observation of that name, in place of what it was before; nothing removes it.
+
+        Returns:
+            Whether anything changed.
+        """
+        old, new = self.observations.get(name, ()), tuple(entries)
+        if old == new:
+            return False
+        for entry in old:
+            self._count(entry, -1)
+        for entry in new:
+            self._count(entry, 1)
+        if new:
+            self.observations[name] = new
+        else:
+            del self.observations[name]
+        return True
+
+    def _count(self, entry: Entry, times: int) -> None:
+        if self._sessions:
+            self._stale.update(entry.groups)
+        for spec in self._hopping:
+            for window in spec.windows(entry.time_ms):
+                for group in entry.groups:
+                    cell = self._opened(CellKey(spec.name, group, *window))
+                    self._add(cell, entry.values, times)
+
+    def _opened(self, key: CellKey) -> Cell:
+        """The cell of a key; how it was before is remembered until the table is settled."""
+        cell = self.cells.setdefault(key, Cell())
+        if key not in self._before:
+            self._before[key] = cell.state()
+        return cell
+
+    def _add(self, cell: Cell, values: Iterable[tuple[str, int]], times: int) -> None:
+        for measure, value in values:
+            aggregate = cell.measures.get(measure)
+            if aggregate is None:
+                aggregate = Aggregate(spread={} if measure in self._with_spread else None)
+                cell.measures[measure] = aggregate
+            aggregate.add(value, times)
+
+    def settle(self) -> list[Change]:
+        """Return what has changed since the last time, by key; each changed cell has its next revision."""
+        self._derive_sessions()
+        changes = []
+        for key in sorted(self._before):
+            cell, before = self.cells[key], self._before[key]
+            if cell.state() != before:
+                cell.revision += 1
+                changes.append(Change(key, before, cell))
+        self._before.clear()
+        self._stale.clear()
+        return changes
+
+    def _derive_sessions(self) -> None:
+        """Make the sessions of touched groups anew; those that are no more become empty."""
+        names = {spec.name for spec in self._sessions}
+        for key in list(self.cells) if self._stale else ():
+            if key.spec in names and key.group in self._stale:
+                self._opened(key).measures.clear()
+        for group in self._stale:
+            members = sorted(
+                (entry.time_ms, entry.values)
+                for entries in self.observations.values()
+                for entry in entries
+                if group in entry.groups
+            )
+            for spec in self._sessions:
+                left = iter(members)
+                member = next(left, None)
+                for window in spec.windows(time_ms for time_ms, _ in members):
+                    cell = self._opened(CellKey(spec.name, group, *window))
+                    while member is not None and member[0] < window.end_ms:
+                        self._add(cell, member[1], 1)
+                        member = next(left, None)
+
+
+def cells_of(spec: WindowSpec, entry: Entry) -> Iterator[CellKey]:
+    """The cells that an entry is certainly counted in; for a session, as if it were alone."""
+    match spec:
+        case Hopping():
+            windows = spec.windows(entry.time_ms)
+        case Session():
+            windows = list(spec.windows([entry.time_ms]))
+        case _:
+            assert_never(spec)
+    return (CellKey(spec.name, group, *window) for window in windows for group in entry.groups)

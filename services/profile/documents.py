@@ -1,0 +1,108 @@
+"""Touched profiles in, profiles out: a document gets a new version only where the fold of its rows differs. Pure."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from headwater.profile.v1 import events_pb2
+from services.kernel import topics
+from services.kernel.log import Message, Record
+from services.kernel.processor import SUPERSEDED, Decision, Outcome
+from services.profile.projection import Folded
+
+PROFILE_TYPE = events_pb2.Profile.DESCRIPTOR.full_name
+
+
+class Stored(NamedTuple):
+    """A stored document.
+
+    Attributes:
+        version: grows with every change; no part of `content`, since it tells of the history and not of the rows.
+        content: the Profile without its version, encoded.
+        identifiers: its identifiers, a JSON list of [kind, value].
+    """
+
+    version: int
+    content: bytes
+    identifiers: str
+
+    def profile(self) -> events_pb2.Profile:
+        """Return the profile with its version."""
+        profile = events_pb2.Profile.FromString(self.content)
+        profile.version = self.version
+        return profile
+
+
+class Published(NamedTuple):
+    """What the topic `profiles` holds of a profile when a rebuild begins: its version, and a digest of its content."""
+
+    version: int
+    digest: str
+
+
+class FoldFailedError(Exception):
+    """The fold of a profile's rows failed."""
+
+
+@dataclass(slots=True)
+class Documents:
+    """The working set of a batch; profiles are named by their topic keys, as text.
+
+    Attributes:
+        stored: the documents as they are.
+        folded: what the rows make of the touched profiles: a document, nothing, or a failure.
+        published: during a rebuild, what had been published.
+        done: profiles that this batch has dealt with.
+        written: new documents; `gone`: those without rows.
+    """
+
+    stored: dict[str, Stored] = field(default_factory=dict)
+    folded: dict[str, Folded | FoldFailedError] = field(default_factory=dict)
+    published: dict[str, Published] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
+    written: dict[str, Stored] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+
+
+def decide(state: Documents, record: Record) -> Decision:
+    """Bring a touched profile up to date; touches that change nothing are superseded."""
+    key = (record.key or b"").decode()
+    if key in state.done:
+        return SUPERSEDED
+    folded = state.folded.get(key)
+    if isinstance(folded, FoldFailedError):
+        raise folded
+    state.done.add(key)
+    stored = state.stored.get(key)
+    if folded is None:
+        if stored is None:
+            return SUPERSEDED
+        state.gone.add(key)
+        return _published(record, None)
+    if stored is not None and stored.content == folded.content:
+        return SUPERSEDED
+    version = _next_version(stored, state.published.get(key), folded.content)
+    state.written[key] = Stored(version, folded.content, folded.identifiers)
+    return _published(record, with_version(folded.content, version))
+
+
+def _next_version(stored: Stored | None, published: Published | None, content: bytes) -> int:
+    """Return the version of new content: in a rebuild, what was published gets the version that it was published as."""
+    if published is not None and published.digest == digest(content):
+        return published.version
+    return max(stored.version if stored else 0, published.version if published else 0) + 1
+
+
+def with_version(content: bytes, version: int) -> bytes:
+    """Return an encoded Profile with its version: two encoded messages, one after the other, are their merge."""
+    return content + events_pb2.Profile(version=version).SerializeToString()
+
+
+def digest(content: bytes) -> str:
+    """Return what tells equal documents."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _published(record: Record, value: bytes | None) -> Decision:
+    message = Message(topics.PROFILES, record.key, value, PROFILE_TYPE, record.timestamp_ms)
+    return Decision(Outcome.APPLIED, (message,))
