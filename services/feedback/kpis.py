@@ -56,7 +56,7 @@ class Computed(NamedTuple):
 
     kpi: str
     value: float | None
-    count: int
+    size: int
 
 
 def per_mille(statistic: str) -> int | None:
@@ -176,4 +176,4 @@ def entries_state(entries: Sequence[Entry]) -> bytes:
 def entries_restored(state: bytes) -> tuple[Entry, ...]:
     """The observation that was written as JSON."""
     rows: list[Any] = orjson.loads(state)
-    return tuple(Entry(time, tuple(groups), tuple((name, value) for name, value in values)) for time, groups, values in rows)
+    return tuple(Entry(time, tuple(groups), tuple(map(tuple, values))) for time, groups, values in rows)

@@ -74,7 +74,7 @@ class Settings:
         if not isinstance(root, str):
             raise InvalidInputError(f"feedback.export_root must be a folder's name, not {root!r}")
         return cls(
-            windows=tuple(map(_window, _texts("windows", table["windows"]))) if "windows" in table else defaults.windows,
+            windows=_windows(table["windows"]) if "windows" in table else defaults.windows,
             dimensions=_dimensions(table["dimensions"]) if "dimensions" in table else defaults.dimensions,
             kpis=(*KPIS, *map(_kpi, _list("kpis", table.get("kpis", ())))),
             out_of_order_s=_seconds("out_of_order_s", table, defaults.out_of_order_s),
@@ -99,9 +99,9 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return texts
 
 
-def _window(text: str) -> WindowSpec:
+def _windows(value: Any) -> tuple[WindowSpec, ...]:
     try:
-        return parse(text)
+        return tuple(dict.fromkeys(map(parse, _texts("windows", value))))
     except ValueError as error:
         raise InvalidInputError(f"feedback.windows: {error}") from None
 

@@ -13,6 +13,8 @@ E = TypeVar("E", bound=Enum)
 RESERVED_KINDS = ("record", "profile")
 """Kinds that name a record or a profile in a request; no column can have them."""
 
+ERASURE_SERVICES = ("identity_graph", "profile", "embedder", "rag_gateway", "feedback", "log")
+
 
 class Strength(Enum):
     """What it means when two records share a value of a kind."""
@@ -109,13 +111,13 @@ class Settings:
         erasure_services: whose acknowledgements an erasure waits for.
     """
 
-    kinds: Mapping[str, KindRule] = KINDS
+    kinds: Mapping[str, KindRule] = field(default_factory=lambda: KINDS)
     entities: Mapping[tuple[str, str], EntityRule] = field(default_factory=dict)
     default_region: str = "US"
     email_tags_ignored: frozenset[str] = frozenset()
     junk: frozenset[str] = frozenset()
     max_cluster: int = 200
-    erasure_services: tuple[str, ...] = ("identity_graph", "profile", "embedder", "rag_gateway", "feedback", "log")
+    erasure_services: tuple[str, ...] = ERASURE_SERVICES
 
     @classmethod
     def from_config(cls, table: Mapping[str, Any]) -> "Settings":
@@ -140,7 +142,7 @@ class Settings:
             erasure_services=tuple(
                 sorted(_texts("identity_graph.erasure_services", table["erasure_services"]))
                 if "erasure_services" in table
-                else cls.__dataclass_fields__["erasure_services"].default
+                else ERASURE_SERVICES
             ),
         )
 

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import orjson
-from headwater.profile.v1 import events_pb2
 
+from headwater.profile.v1 import events_pb2
 from services.profile.columns import Columns
 from services.profile.settings import Settings
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, assert_never
 
 import orjson
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from headwater.common.v1 import common_pb2
 from headwater.profile.v1 import events_pb2
-
 from services.profile.columns import EXCLUDED, Columns
 from services.profile.settings import Rule, Settings
 

@@ -53,7 +53,7 @@ class SqliteDocuments:
             found = [SourceRow(row[1][cut:], *row[2:]) for row in group]
             try:
                 folded = self._fold(tenant, profile_id, found)
-            except Exception as error:  # it is this profile's fault, no outage: the decision will raise it
+            except Exception as error:  # noqa: BLE001 - it is this profile's fault, no outage: decide raises it
                 state.folded[key] = FoldFailedError(f"{profile_id}: {error!r}")
             else:
                 if folded is not None:

@@ -7,6 +7,7 @@ separately, since they are separate registers.
 import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import orjson
 
@@ -20,6 +21,7 @@ from services.profile.decider import Entity, Row, Rows, events_of, truncations
 _ROW = (
     "key, source, entity, partition, position, occurred_us, {body}, known_at, profile, generation, identifiers, suspect"
 )
+_KNOWN_AT = 6  # its place after the key
 _IN = "IN (SELECT value FROM json_each(?))"
 _ROWS_PER_TURN = 1000
 
@@ -46,7 +48,7 @@ class SqliteRows:
         keys = {record.key.decode() for record in batch if record.key is not None}
         writer = self._database.writer
         found = writer.execute(f"SELECT {_ROW.format(body='body')} FROM profile_rows WHERE key {_IN}", (texts(keys),))
-        state = Rows(events, {key: _row(*fields) for key, *fields in found})
+        state = Rows(events, {key: _row(fields) for key, *fields in found})
         if batch and batch[0].topic == topics.CHANGES:
             partition = batch[0].partition
             fences = writer.execute(
@@ -71,7 +73,7 @@ class SqliteRows:
         while some := rows.fetchmany(_ROWS_PER_TURN):
             for key, *fields in some:
                 if key not in state.rows:
-                    state.rows[key] = _row(*fields)
+                    state.rows[key] = _row(fields)
             await asyncio.sleep(0)
 
     def _erased(self, keys: Iterable[str]) -> dict[str, int]:
@@ -117,11 +119,8 @@ class SqliteRows:
         self._freshness.save(state.sightings)
 
 
-def _row(
-    source: str, entity: str, partition: int, position: str | None, occurred_us: int, body: str | None,
-    known_at: str | None, profile: str | None, generation: int, identifiers: str, suspect: int,
-) -> Row:  # fmt: skip
-    known = orjson.loads(known_at) if known_at else None
-    return Row(
-        source, entity, partition, position, occurred_us, body, known, profile, generation, identifiers, bool(suspect)
-    )
+def _row(fields: Sequence[Any]) -> Row:
+    row = Row(*fields)
+    if (known_at := fields[_KNOWN_AT]) is not None:
+        row.known_at = orjson.loads(known_at)
+    return row

@@ -37,7 +37,9 @@ SCHEMA = (
     """CREATE TABLE profile_identifiers (
          profile TEXT, identifier TEXT, PRIMARY KEY (profile, identifier)) WITHOUT ROWID""",
     "CREATE INDEX profile_identifiers_by_identifier ON profile_identifiers (identifier)",
-    "CREATE TABLE profile_seeds (key TEXT PRIMARY KEY, version INTEGER NOT NULL, digest TEXT NOT NULL)",
+    """CREATE TABLE profile_seeds (
+         key TEXT PRIMARY KEY, version INTEGER NOT NULL, digest TEXT NOT NULL,
+         happened_ms INTEGER NOT NULL)""",
     "CREATE TABLE profile_erasures (digest TEXT PRIMARY KEY, erased_ms INTEGER NOT NULL) WITHOUT ROWID",
 )
 _TABLES = ("profile_rows", "profile_truncations", "profile_documents", "profile_identifiers", "profile_seeds")
@@ -110,7 +112,10 @@ class SqliteStores:
             version = profile.version
             profile.ClearField("version")
             content = profile.SerializeToString(deterministic=True)
-            writer.execute("INSERT OR REPLACE INTO profile_seeds VALUES (?, ?, ?)", (key, version, digest(content)))
+            writer.execute(
+                "INSERT OR REPLACE INTO profile_seeds VALUES (?, ?, ?, ?)",
+                (key, version, digest(content), record.timestamp_ms),
+            )
 
     async def reload(self) -> None:
         """Publish what came out otherwise than it had been published (the rules were changed), and forget the seeds."""
@@ -130,20 +135,20 @@ class SqliteStores:
             (_PUBLISHED_PER_UNIT,),
         ).fetchall()
         gone = unit.execute(
-            "SELECT key FROM profile_seeds WHERE key NOT IN (SELECT key FROM profile_documents) LIMIT ?",
+            "SELECT key, happened_ms FROM profile_seeds WHERE key NOT IN (SELECT key FROM profile_documents) LIMIT ?",
             (_PUBLISHED_PER_UNIT,),
         ).fetchall()
         unit.executemany(
-            "INSERT OR REPLACE INTO profile_seeds VALUES (?, ?, '')", [(key, version) for key, version, _ in changed]
+            "INSERT OR REPLACE INTO profile_seeds VALUES (?, ?, '', 0)", [(key, version) for key, version, _ in changed]
         )
-        unit.executemany("DELETE FROM profile_seeds WHERE key=?", gone)
+        unit.executemany("DELETE FROM profile_seeds WHERE key=?", [(key,) for key, _ in gone])
         return [
             Message(topics.PROFILES, key.encode(), with_version(content, version), PROFILE_TYPE, _as_of_ms(content))
             for key, version, content in changed
-        ] + [Message(topics.PROFILES, key.encode(), None, PROFILE_TYPE, 0) for (key,) in gone]
+        ] + [Message(topics.PROFILES, key.encode(), None, PROFILE_TYPE, happened_ms) for key, happened_ms in gone]
 
     async def state_hash(self, connection: sqlite3.Connection) -> str:
-        """Return the hash of live rows and of documents; versions and generations tell of the history, not the state."""
+        """Return the hash of live rows and documents; versions and generations tell of the history, not the state."""
         rows = connection.execute(
             """SELECT key, source, entity, position, occurred_us, body, profile, identifiers, suspect FROM profile_rows
                WHERE body IS NOT NULL"""

@@ -14,9 +14,9 @@ from functools import cached_property, lru_cache
 from headwater.rag_gateway.v1 import events_pb2
 
 from services.rag_gateway.context import Ingredients
-from services.rag_gateway.fields import Kind
+from services.rag_gateway.fields import MONTHS, Kind
 from services.rag_gateway.prompt import NO_ANSWER
-from services.rag_gateway.question import Asked, analyse, is_code, kin, leans_on
+from services.rag_gateway.question import Asked, analyse, kin, leans_on
 from services.rag_gateway.statements import Statement, statements
 from services.rag_gateway.words import term_of
 
@@ -27,10 +27,10 @@ _COVERED = 0.34  # whatever else speaks for it, this much of the question must b
 _COVERED_LIVE = 0.6  # a live value of the wrong thing looks as good as one of the right thing: be strict
 _GAIN = 0.22  # what a further statement must add
 _ALIKE = 0.04  # statements of a group that are this near to the best are told together
-_KIN = 0.75
+_KIN = 0.85
 _STATEMENTS_MAX = 3
 _LIST_MAX = 5
-_OWN, _OWN_WHEN_ASKING_LEAVE, _WANTED, _NEAR = 0.25, 0.05, 0.12, 0.25
+_OWN, _OWN_WHEN_ASKING_LEAVE, _WANTED, _UNWANTED, _NEAR, _RANKED = 0.4, 0.05, 0.12, 0.06, 0.25, 0.05
 _PAST, _CLOSED, _OUT_OF_RANGE = 0.2, 0.12, 0.35
 # Words that are in many questions and say little of what is asked.
 FAINT = frozenset(
@@ -42,6 +42,8 @@ FAINT = frozenset(
 _LEAVE = re.compile(
     r"\b(?:can|may|could|should|must|am) (?:i|we)\b|\bdo (?:i|we) (?:need|have|get|pay)\b", re.IGNORECASE
 )
+_FAINT = 0.3
+_MONTHS = frozenset(term_of(month) for month in MONTHS)
 _CLOSED_ASKED = re.compile(r"\b(?:cancelled|canceled|completed|past|history|all|every)\b", re.IGNORECASE)
 _RANGE = re.compile(
     r"(?P<low>\d+(?:\.\d+)?) ?(?:to|-|\u2013|and) ?(?P<high>\d+(?:\.\d+)?)"
@@ -110,12 +112,13 @@ class _Weighing:
     def __init__(self, question: str, asked: Asked, found: Sequence[Statement], today: str) -> None:
         self._asked = asked
         self._today = today
-        self._leave = _LEAVE.search(question) is not None
+        self._has_own = any(statement.own for statement in found)
         self._closed_asked = _CLOSED_ASKED.search(question) is not None
         self._numbers = [float(term) for term in asked.weights if _is_number(term)]
-        self._eligible = [statement for statement in found if self._may_answer(statement)]
-        self._weights = {term: weight * _rarity(term, found) for term, weight in asked.weights.items()}
+        self._weights = {term: weight * _rarity(term, asked, found) for term, weight in asked.weights.items()}
+        self._weights = {term: weight * _rarity(term, asked, found) for term, weight in asked.weights.items()}
         self._total = sum(self._weights.values()) or 1.0
+        self._eligible = [statement for statement in found if self._may_answer(statement)]
 
     def chosen(self) -> list[Statement]:
         """The statements that answer together, at most a few; none when the support is weak."""
@@ -133,7 +136,7 @@ class _Weighing:
     @cached_property
     def _ranked(self) -> list[tuple[float, Statement]]:
         weighed = [(self._support(statement), statement) for statement in self._eligible]
-        return sorted(weighed, key=lambda pair: (-pair[0], len(pair[1].text), pair[1].number, pair[1].start))
+        return sorted(weighed, key=lambda pair: (-round(pair[0], 6), pair[1].number, pair[1].start, len(pair[1].text)))
 
     def _answers(self, support: float, statement: Statement) -> bool:
         enough = _COVERED_LIVE if statement.live else _COVERED
@@ -143,14 +146,17 @@ class _Weighing:
         """A code must be met exactly, and rows of the person answer only questions about the person's own data."""
         if any(statement.terms.get(code, 0.0) == 0.0 for code in self._asked.codes):
             return False
-        return self._asked.own or not statement.own or bool(self._asked.codes)
+        if statement.own:
+            return self._asked.own or bool(self._asked.codes)
+        # What somebody has cannot be told from the rules for everyone, unless the question says more than one word.
+        return not self._asked.possessive or self._has_own or len(self._weights) > 1
 
     def _support(self, statement: Statement) -> float:
-        support = self._coverage(statement) + _NEAR * statement.semantic
-        if self._asked.wants is not Kind.OTHER and self._asked.wants in statement.kinds:
-            support += _WANTED
+        support = self._coverage(statement) + _NEAR * statement.semantic + _RANKED * statement.score
+        if self._asked.wants is not Kind.OTHER:
+            support += _WANTED if self._asked.wants in statement.kinds else -_UNWANTED
         if statement.own and self._asked.own:
-            support += _OWN_WHEN_ASKING_LEAVE if self._leave else _OWN
+            support += _OWN_WHEN_ASKING_LEAVE if self._asked.leave else _OWN
         if statement.day and (statement.day < self._today) != self._asked.past:
             support -= _PAST
         if statement.closed and not self._closed_asked:
@@ -193,13 +199,15 @@ class _Weighing:
         return gain / self._total >= _GAIN and self._answers(self._support(statement), statement)
 
 
-def _rarity(term: str, found: Sequence[Statement]) -> float:
+def _rarity(term: str, asked: Asked, found: Sequence[Statement]) -> float:
     """How much a term tells: little when half the context has it, much when nearly nothing has."""
     if term in FAINT:
-        return 0.3
+        return _FAINT
     having = sum(any(s.terms.get(other, 0.0) > 0.5 for other in kin(term)) for s in found)
+    if having == 0 and (_is_number(term) or term in _MONTHS):
+        return _FAINT  # a date of the asker's own, as in `can I swim there in July`
     rarity = math.log(1.0 + len(found) / max(1, having))
-    return rarity * 1.5 if is_code(term) else rarity
+    return rarity * 1.5 if term in asked.codes or term in asked.names else rarity
 
 
 def _is_number(term: str) -> bool:

@@ -13,6 +13,10 @@ _MONEY_NAMES = frozenset("price cost fare amount fee total balance rate charge d
 _PLACE_NAMES = frozenset(
     "city town country address place origin destination airport street region location".split()  # noqa: SIM905
 )
+MONTHS = (
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "december",
+)  # fmt: skip
 _ZONES = {None: "", "Z": " UTC"}
 _CURRENCY_NAMES = frozenset({"currency", "currency code"})
 
@@ -90,6 +94,12 @@ def displayed(field: Field, row: list[Field]) -> str:
         day, time, zone = found.groups()
         return f"{day} {time}{_ZONES.get(zone, f' {zone}')}" if time else str(day)
     return field.shown
+
+
+def month_of(field: Field) -> str:
+    """The month's name of a time, so that `my trip in March` finds it; empty for other values."""
+    month = field.shown[5:7] if field.kind is Kind.TIME else ""
+    return MONTHS[int(month) - 1] if month.isdigit() and 1 <= int(month) <= 12 else ""
 
 
 def is_currency(field: Field) -> bool:

@@ -10,7 +10,7 @@ from services.rag_gateway.words import folded, term_of, terms, words
 
 # Words that stand for one another in questions and documents; each line is one group.
 _KIN = """
-price cost costs fare rate fee charge expensive cheap pay
+price cost costs fare rate fee charge amount expensive cheap pay
 refund refunds reimburse reimbursement money
 cancel cancellation cancelled
 left available availability remaining free vacant vacancy vacancies
@@ -54,8 +54,19 @@ _TIME = re.compile(
 )
 _NUMBER = re.compile(r"\bhow (?:many|big|large|far|heavy)\b|\bnumber of\b", re.IGNORECASE)
 _PLACE = re.compile(r"\b(?:where|which (?:city|country|airport|hotel)|address)\b", re.IGNORECASE)
-_PAST = re.compile(r"\b(?:last|previous|past|was|were|did|stayed|flew)\b", re.IGNORECASE)
+_PAST = re.compile(r"\b(?:last|previous|past|was|were|stayed|flew)\b", re.IGNORECASE)
+_POSSESSIVE = re.compile(
+    r"(?:^|\b(?:is|are|was|were|what's|show|list|see|tell|about|of|give)) (?:me )?(?:all )?(?:of )?(?:my|our)\b|^my\b"
+    r"|\b(?:am|have|did|was) i\b|\bdo i (?:have|stay|fly|leave|check|sit|prefer|eat|live|land|arrive)\b",
+    re.IGNORECASE,
+)
+_LEAVE = re.compile(
+    r"\b(?:can|may|could|should|must) (?:i|we|my|our)\b|\bdo (?:i|we) (?:need|get|pay)\b"
+    r"|\bam i (?:allowed|owed|entitled)\b",
+    re.IGNORECASE,
+)
 _EVERY = re.compile(r"\b(?:all|list|every|bookings|trips|reservations|history)\b", re.IGNORECASE)
+_NAME = re.compile(r"(?<=[\w,] )[^\W\d_a-z][^\W_]{2,}")
 _SHORT = 2  # a question with so few words of its own leans on the one before it
 _EARLIER_WEIGHT = 0.5
 
@@ -67,20 +78,26 @@ class Asked:
     Attributes:
         weights: its terms, each with how much it matters before rarity: words from the question before count half.
         codes: terms that name one thing, such as `mt101`: an answer about another thing is none.
+        names: terms written with a capital within the sentence: names of places, houses, people.
         own: whether it is about the asker's own data.
         wants: the kind of value that it asks for.
         extreme: -1 for the lowest (cheapest, next), 1 for the highest (latest, most), 0 for neither.
         past: whether it is about what has been.
         every: whether it wants all that there are.
+        possessive: whether it wants to be told what the asker has, and not what holds for everyone.
+        leave: whether it asks for leave or duty (`can I ...`), which rules answer better than the asker's rows.
     """
 
     weights: Mapping[str, float]
     codes: frozenset[str]
+    names: frozenset[str]
     own: bool
     wants: Kind
     extreme: int
     past: bool
     every: bool
+    possessive: bool
+    leave: bool
 
 
 def analyse(question: str, earlier: str = "") -> Asked:
@@ -101,11 +118,14 @@ def analyse(question: str, earlier: str = "") -> Asked:
     return Asked(
         weights=weights,
         codes=frozenset(word.term for word in words(question) if is_code(word.term)),
+        names=frozenset(term_of(name) for name in _NAME.findall(question)),
         own=bool(_OWN & set(plain)) or (bool(earlier) and analyse(earlier).own),
         wants=wants,
         extreme=extreme,
         past=_PAST.search(question) is not None and "next" not in plain,
         every=_EVERY.search(question) is not None,
+        possessive=_POSSESSIVE.search(question) is not None,
+        leave=_LEAVE.search(question) is not None,
     )
 
 

@@ -12,7 +12,7 @@ from headwater.embedder.v1 import service_pb2 as embedder_pb2
 from headwater.rag_gateway.v1 import events_pb2
 
 from services.rag_gateway.context import Ingredients, profile_fields, row_title
-from services.rag_gateway.fields import Field, Kind, decoded, displayed, fields_of, is_currency, readable
+from services.rag_gateway.fields import Field, Kind, decoded, displayed, fields_of, is_currency, month_of, readable
 from services.rag_gateway.question import Asked, kin
 from services.rag_gateway.words import Span, sentences, terms
 
@@ -20,6 +20,9 @@ from services.rag_gateway.words import Span, sentences, terms
 _SAID, _NAMED, _HEADED, _NEARBY = 1.0, 0.85, 0.6, 0.35
 _COSINE_FLOOR, _COSINE_RANGE = 0.25, 0.45  # below the floor a vector says nothing; at the top, that it is the same
 _BOOKKEEPING = frozenset(["created at", "updated at", "modified at", "last login", "created", "updated"])
+_CONTACT = frozenset(["email", "phone"])
+_ID_LINE = re.compile(r"_?(?:id|key|uuid)\b.{0,3}: ?\S+", re.IGNORECASE)
+_QUESTION_BODY_MAX = 500  # characters of an answer below a question, as in a list of frequent ones, told as one
 _MONEY = re.compile(r"[€$£¥%]|\b(?:euros?|eur|usd|gbp|dollars?|pounds?|free of charge|at no cost)\b", re.IGNORECASE)
 _TIME = re.compile(
     r"\b(?:hours?|days?|weeks?|months?|minutes?|years?|\d{1,2}:\d{2}|\d{4}|midnight|noon)\b", re.IGNORECASE
@@ -41,6 +44,7 @@ class Statement:
         kinds: the kinds of value that it holds.
         own: whether it is about the asker.
         semantic: how near the vectors found it, in 0..1.
+        score: how high the search ranked it, in 0..1.
         day: for a row of the person, its date, ISO 8601; else empty.
         amount: the number that it is about, for `cheapest` and the like; None where there is none.
         group: statements of one group answer a question together, as a list; empty for those that stand alone.
@@ -56,6 +60,7 @@ class Statement:
     kinds: frozenset[Kind]
     own: bool = False
     semantic: float = 0.0
+    score: float = 0.0
     day: str = ""
     amount: float | None = None
     group: str = ""
@@ -113,8 +118,10 @@ def _of_row(
     if record is None:
         return
     row = fields_of(decoded(record.row_json))
-    named = _relevant(asked, row)
-    told = named or [field for field in row if field.name not in _BOOKKEEPING]
+    named = _named(asked, row)
+    told = named or [
+        field for field in row if field.name not in _BOOKKEEPING and not _CONTACT & set(field.name.split())
+    ]
     linked = [titles[field.shown] for field in row if field.shown in titles]
     about = ", ".join(hit.title for hit in linked if hit.title and hit.title != record.record.rpartition("/")[2])
     quote, start = _quoted(part.text, told)
@@ -126,7 +133,7 @@ def _of_row(
         terms=_weighed(
             *((field.name, _SAID if named else _HEADED) for field in told),
             *((field.shown, _SAID) for field in told),
-            *((field.shown, _NAMED) for field in row),
+            *((f"{field.shown} {month_of(field)}", _NAMED) for field in row),
             (row_title(record), _NAMED),
             *((f"{hit.title} {' '.join(hit.heading_path)}", _NAMED) for hit in linked),
             *((hit.text, _NEARBY) for hit in linked),
@@ -144,9 +151,10 @@ def _of_live(asked: Asked, source: _Source) -> Iterator[Statement]:
     """The live columns that the question asks for, told with the name of what they belong to."""
     part, hit = source
     row = fields_of(decoded(hit.live_json))
-    named = _relevant(asked, row)
+    named = _named(asked, row) or [field for field in row if field.kind is asked.wants is not Kind.OTHER]
     if not named:
         return
+    first, _, rest = hit.text.partition("\n")
     name = hit.title or hit.document_id.rpartition("/")[2]
     quote, start = _naming(hit)
     yield Statement(
@@ -159,11 +167,12 @@ def _of_live(asked: Asked, source: _Source) -> Iterator[Statement]:
             *((field.shown, _NAMED) for field in named),
             (name, _SAID),
             (readable(hit.document_id.replace("/", " ")), _NAMED),
-            (" ".join(hit.heading_path), _HEADED),
-            (hit.text, _HEADED),
+            (f"{' '.join(hit.heading_path)} {first}", _NAMED),
+            (rest, _NEARBY),
         ),
         kinds=frozenset(field.kind for field in named),
         semantic=_semantic(hit),
+        score=hit.score,
         amount=_amount(named),
         live=True,
         group=f"live {named[0].name} {next((field.shown for field in row if is_currency(field)), '')}",
@@ -178,6 +187,7 @@ def _of_text(source: _Source) -> Iterator[Statement]:
         (hit.text, _NEARBY),
         (readable(hit.document_id.replace("/", " ")), _HEADED),
     )
+    yield from _of_question(source)
     header = ""
     previous = Span(0, 0)
     for span in sentences(hit.text):
@@ -185,7 +195,7 @@ def _of_text(source: _Source) -> Iterator[Statement]:
         if "\n" in hit.text[previous.end : span.start].strip(" ") and "|" not in words:
             header = ""
         previous = span
-        if " ".join(words.split()).casefold() in headings or words.endswith("?"):
+        if " ".join(words.split()).casefold() in headings or words.endswith("?") or _ID_LINE.fullmatch(words):
             continue
         if "|" in words and (not header or _RULE.fullmatch(words)):
             header = header or words
@@ -198,8 +208,33 @@ def _of_text(source: _Source) -> Iterator[Statement]:
             terms=_merged(around, _weighed((header, _NAMED), (words, _SAID))),
             kinds=_kinds_in(words),
             semantic=_semantic(hit),
+            score=hit.score,
             group=f"line {part.reference}" if header else "",
         )
+
+
+def _of_question(source: _Source) -> Iterator[Statement]:
+    """The whole text below a heading that is a question: it was written as the answer to that."""
+    part, hit = source
+    question = hit.heading_path[-1] if hit.heading_path else hit.title
+    body = [
+        span
+        for span in sentences(hit.text)
+        if not _ID_LINE.fullmatch(words := hit.text[span.start : span.end]) and " ".join(words.split()) != question
+    ]
+    if not question.endswith("?") or not body or body[-1].end - body[0].start > _QUESTION_BODY_MAX:
+        return
+    words = hit.text[body[0].start : body[-1].end]
+    yield Statement(
+        text=" ".join(words.split()),
+        number=part.number,
+        quote=words,
+        start=body[0].start,
+        terms=_weighed((question, _SAID), (words, _NAMED)),
+        kinds=_kinds_in(words),
+        semantic=_semantic(hit),
+        score=hit.score,
+    )
 
 
 def _table_line(header: str, line: str) -> str:
@@ -214,16 +249,10 @@ def _cells(line: str) -> list[str]:
     return _CELLS.split(line.strip().strip("|").strip())
 
 
-def _relevant(asked: Asked, row: Sequence[Field]) -> list[Field]:
-    """The fields whose names a question mentions, or else those that hold the kind of value that it wants."""
-    wanted = frozenset().union(*(kin(term) for term in asked.weights)) if asked.weights else frozenset()
-    named = [field for field in row if wanted & set(terms(field.name)) and not is_currency(field)]
-    if named:
-        of_kind = [field for field in named if field.kind is asked.wants]
-        return of_kind or named
-    if asked.wants is Kind.OTHER:
-        return []
-    return [field for field in row if field.kind is asked.wants and field.name not in _BOOKKEEPING]
+def _named(asked: Asked, row: Sequence[Field]) -> list[Field]:
+    """The fields whose names a question mentions."""
+    wanted = frozenset().union(*(kin(term) for term in asked.weights))
+    return [field for field in row if wanted & set(terms(field.name)) and not is_currency(field)]
 
 
 def _told(fields: Iterable[Field], row: list[Field]) -> str:

@@ -19,6 +19,8 @@ _ABBREVIATION = re.compile(
 )
 _MARKER = re.compile(r"\s*(?:[-*+•|>]|#{1,6}\s|\d{1,3}[.)]\s)\s*")
 _LEAD_WORDS = 4
+_NAMED_VALUE = re.compile(r"[\w .-]{1,40}: ")
+_SINGLE_LETTER = re.compile(r"[^\W\d_]-[^\W\d_]{3,}")  # e-mail, e-visa
 _WRAPPED_FROM = 50  # a line at least this long, without an end of its own, goes on in the next line
 # Letters that carry no combining mark and so survive decomposition.
 _LETTERS = str.maketrans(
@@ -82,7 +84,7 @@ def term_of(word: str) -> str:
     plain = folded(word)
     if any(letter.isdigit() for letter in plain):
         return plain.replace("-", "")
-    return str(_stemmer().stemWord(plain.removesuffix("'s").removesuffix("'")))
+    return str(_stemmer().stemWord(plain.replace("-", "").removesuffix("'s").removesuffix("'")))
 
 
 @lru_cache(maxsize=1)
@@ -113,7 +115,7 @@ def terms(text: str) -> list[str]:
 
 def _is_one(word: str) -> bool:
     """Whether a run is one word: plain, or a code, date, time or number; `24-hour` and `check-in` are two."""
-    if word.isalnum():
+    if word.isalnum() or _SINGLE_LETTER.fullmatch(word):
         return True
     return any(letter.isdigit() for letter in word) and _LONG_LETTERS.search(word) is None
 
@@ -165,8 +167,10 @@ def _goes_on(text: str, start: int, end: int) -> bool:
     line = text[start:end].rstrip()
     if len(line) < _WRAPPED_FROM or line[-1] in ".!?:|":
         return False
-    following = text[end + 1 : end + 8]
-    return bool(following.strip()) and not following.startswith("\n") and _MARKER.match(following) is None
+    following = text[end + 1 : end + 42]
+    if not following.strip() or following.startswith("\n"):
+        return False
+    return _MARKER.match(following) is None and _NAMED_VALUE.match(following) is None
 
 
 def _trimmed(text: str, span: Span) -> Span:

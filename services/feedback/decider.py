@@ -1,0 +1,232 @@
+"""What an event makes of an answer: turns, ratings, classifications and erasures in, touches out. Pure.
+
+A person who was erased is remembered by name, with the time of the request, so that a turn of before that still comes
+in is refused whenever it comes. An answer that was erased is remembered by its id, and so are its ratings refused.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, assert_never
+
+from headwater.common.v1 import events_pb2 as common_pb2
+from headwater.feedback.v1 import events_pb2
+from headwater.rag_gateway.v1 import events_pb2 as gateway_pb2
+from services.feedback.answers import (
+    Answer,
+    Classified,
+    Event,
+    Key,
+    Rating,
+    Turn,
+    answer_key,
+    classified_of,
+    conversation_key,
+    event_of,
+    key_of_event,
+    milliseconds,
+    names_of_erasure,
+    names_of_rater,
+    names_of_turn,
+    rating_of,
+    turn_of,
+)
+from services.kernel import topics
+from services.kernel.log import DEFAULT_TENANT, Message, Record, key_of, message_of
+from services.kernel.processor import APPLIED, SUPERSEDED, Decision
+from services.kernel.windows import EventTime
+
+FOR_EVER_MS = 1 << 62
+
+
+class Found(NamedTuple):
+    """Something of a subject that an erasure found: an answer, or a rating that the subject gave (`rater` is set)."""
+
+    key: Key
+    conversation_id: str = ""
+    rater: str = ""
+
+
+class Erasure(NamedTuple):
+    """An erasure that has been carried out in the tables of answers.
+
+    Attributes:
+        request: the request.
+        until_ms: what is newer than this is not the request's.
+        found: what was found, and is removed.
+        conversations: conversations of which every turn was the subject's.
+    """
+
+    request: common_pb2.ErasureRequested
+    until_ms: int
+    found: Sequence[Found]
+    conversations: Sequence[str]
+
+
+@dataclass(slots=True)
+class Answers:
+    """The working set of a batch.
+
+    Attributes:
+        event_time: how lateness is told.
+        events: the decoded records by offset; what could not be decoded is not in it.
+        known: the answers that the batch is about.
+        newest_ms: the newest turn of a tenant in a partition.
+        forgotten: what was erased, by name, and until when.
+        subjects: what was found of the subjects of erasures, by erasure id.
+        sole_conversations: conversations of only the subject, by erasure id.
+        turns, ratings, classified: what is new, with the event that is kept of it; ratings by rater.
+        removed: answers and conversations of which nothing may stay (of conversations: nothing until then).
+        removed_ratings: ratings of erased raters.
+        remembered: what must be remembered as erased, and until when.
+        late: answers that were refused because of an erasure of before.
+        erasures: the erasures of the batch.
+        touched: what has changed, with the time of the event.
+    """
+
+    event_time: EventTime
+    events: dict[int, Event] = field(default_factory=dict)
+    known: dict[Key, Answer] = field(default_factory=dict)
+    newest_ms: dict[tuple[str, int], int] = field(default_factory=dict)
+    forgotten: dict[Key, int] = field(default_factory=dict)
+    subjects: Mapping[str, Sequence[Found]] = field(default_factory=dict)
+    sole_conversations: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    turns: dict[Key, tuple[Turn, Record]] = field(default_factory=dict)
+    ratings: dict[tuple[Key, str], tuple[Rating, Record]] = field(default_factory=dict)
+    classified: dict[Key, tuple[Classified, Record]] = field(default_factory=dict)
+    removed: dict[Key, int] = field(default_factory=dict)
+    removed_ratings: set[tuple[Key, str]] = field(default_factory=set)
+    remembered: dict[Key, int] = field(default_factory=dict)
+    late: set[Key] = field(default_factory=set)
+    erasures: list[Erasure] = field(default_factory=list)
+    touched: dict[Key, int] = field(default_factory=dict)
+
+    def answer(self, key: Key) -> Answer:
+        """What is known of an answer."""
+        found = self.known.get(key)
+        if found is None:
+            found = self.known[key] = Answer(is_conversation=key.subject.startswith("conversation:"))
+        return found
+
+    def remember(self, key: Key, until_ms: int) -> None:
+        """Refuse what this names, up to a time, from now on."""
+        if until_ms > self.forgotten.get(key, -1):
+            self.forgotten[key] = self.remembered[key] = until_ms
+
+
+def decide(state: Answers, record: Record) -> Decision:
+    """Take one record into account; what changes is in the state, and `finish` tells of it."""
+    event = state.events.get(record.offset) or event_of(record)
+    match event:
+        case None:
+            return APPLIED  # a tombstone: the log has forgotten it, and so have we
+        case gateway_pb2.TurnCompleted():
+            return _turn(state, event, record)
+        case events_pb2.AnswerRated():
+            return _rating(state, event, record)
+        case events_pb2.TurnClassified():
+            return _classification(state, event, record)
+        case common_pb2.ErasureRequested():
+            return _erasure(state, event, record)
+        case _:
+            assert_never(event)
+
+
+def finish(state: Answers) -> Sequence[Message]:
+    """Tell once a batch of each answer that has changed."""
+    messages = []
+    for key, happened_ms in state.touched.items():
+        kind, _, name = key.subject.partition(":")
+        touch = events_pb2.AnswerTouched(tenant=key.tenant)
+        if kind == "conversation":
+            touch.conversation_id = name
+        else:
+            touch.answer_id = name
+        messages.append(message_of(topics.ANSWERS_TOUCHED, key_of(key.tenant), touch, happened_ms))
+    return messages
+
+
+def _turn(state: Answers, event: gateway_pb2.TurnCompleted, record: Record) -> Decision:
+    key = key_of_event(event)
+    turn = turn_of(event, record)
+    place = (key.tenant, record.partition)
+    newest_ms = state.newest_ms.get(place)
+    state.newest_ms[place] = turn.asked_ms if newest_ms is None else max(newest_ms, turn.asked_ms)
+    until_ms = max((state.forgotten.get(name, -1) for name in names_of_turn(key.tenant, turn.profile_id, turn.asked_as)))\
+        if turn.profile_id or turn.asked_as else -1
+    if state.forgotten.get(key, -1) >= 0 or turn.asked_ms <= until_ms:
+        _refuse(state, key, turn, until_ms, record)
+        return SUPERSEDED
+    answer = state.answer(key)
+    if answer.turn is not None and (turn.asked_ms, turn.digest) <= (answer.turn.asked_ms, answer.turn.digest):
+        return SUPERSEDED
+    answer.turn = turn._replace(too_late=state.event_time.is_too_late(turn.asked_ms, newest_ms))
+    state.turns[key] = answer.turn, record
+    state.touched[key] = record.timestamp_ms
+    return APPLIED
+
+
+def _refuse(state: Answers, key: Key, turn: Turn, until_ms: int, record: Record) -> None:
+    """Leave nothing of a turn that was erased before it came in, nor of what came in before it."""
+    state.remember(key, FOR_EVER_MS)
+    state.late.add(key)
+    _remove(state, key, FOR_EVER_MS, record)
+    if turn.conversation_id and until_ms >= 0:
+        conversation = conversation_key(key.tenant, turn.conversation_id)
+        state.remember(conversation, until_ms)
+        _remove(state, conversation, until_ms, record)
+
+
+def _remove(state: Answers, key: Key, until_ms: int, record: Record) -> None:
+    state.removed[key] = max(until_ms, state.removed.get(key, -1))
+    state.touched[key] = record.timestamp_ms
+
+
+def _rating(state: Answers, event: events_pb2.AnswerRated, record: Record) -> Decision:
+    key = key_of_event(event)
+    rating = rating_of(event, record)
+    names = [key, *names_of_rater(key.tenant, event.rater)]
+    if any(rating.rated_ms <= state.forgotten.get(name, -1) for name in names):
+        return SUPERSEDED
+    answer = state.answer(key)
+    known = answer.ratings.get(event.rater)
+    if known is not None and (rating.rated_ms, rating.digest) <= (known.rated_ms, known.digest):
+        return SUPERSEDED
+    answer.ratings[event.rater] = rating
+    state.ratings[key, event.rater] = rating, record
+    state.touched[key] = record.timestamp_ms
+    return APPLIED
+
+
+def _classification(state: Answers, event: events_pb2.TurnClassified, record: Record) -> Decision:
+    key = key_of_event(event)
+    classified = classified_of(event, record)
+    if classified.written_ms <= state.forgotten.get(key, -1):
+        return SUPERSEDED
+    answer = state.answer(key)
+    if answer.classified is not None and classified.order <= answer.classified.order:
+        return SUPERSEDED
+    answer.classified = classified
+    state.classified[key] = classified, record
+    state.touched[key] = record.timestamp_ms
+    return APPLIED
+
+
+def _erasure(state: Answers, event: common_pb2.ErasureRequested, record: Record) -> Decision:
+    until_ms = milliseconds(event.requested_at, record.timestamp_ms)
+    tenant = event.tenant or DEFAULT_TENANT
+    for name in names_of_erasure(event):
+        state.remember(name, until_ms)
+    found = state.subjects.get(event.erasure_id, ())
+    for thing in found:
+        if thing.rater:
+            state.removed_ratings.add((thing.key, thing.rater))
+            state.touched[thing.key] = record.timestamp_ms
+            continue
+        state.remember(thing.key, FOR_EVER_MS)
+        _remove(state, thing.key, FOR_EVER_MS, record)
+        if thing.conversation_id:
+            conversation = conversation_key(tenant, thing.conversation_id)
+            state.remember(conversation, until_ms)
+            _remove(state, conversation, until_ms, record)
+    state.erasures.append(Erasure(event, until_ms, found, state.sole_conversations.get(event.erasure_id, ())))
+    return APPLIED
