@@ -12,22 +12,33 @@ REMEMBERED_PHONES = 65_536
 LENGTH_MAX = 320  # the longest e-mail address; nothing that identifies a person is longer
 PHONE_DIGITS_MIN = 7
 
-WORDS_FOR_NOTHING = frozenset("""
+WORDS_FOR_NOTHING = frozenset(
+    """
     - -- --- . ? 0 -1 n/a na n.a. #n/a nan nil nill none null undefined unknown unset empty void missing blank default
     anonymous anon nobody noone test testing tester dummy fake sample example invalid guest x xx xxx xxxx tbd tba todo
     none@none false true no yes noemail nophone (none) (null) <null> [null] \\n not_available notavailable
     notprovided notapplicable no_email nomail
-""".split())
+""".split()
+)
 
-MAILBOXES_OF_NOBODY = frozenset("""
+MAILBOXES_OF_NOBODY = (
+    frozenset(
+        """
     abuse admin administrator billing booking bookings contact customerservice do-not-reply donotreply enquiries hello
     help helpdesk hostmaster info inquiries jobs mail mailer-daemon marketing no-email no-reply no.email no_reply noreply
     office postmaster reception reservations root sales service support team webmaster
-""".split()) | WORDS_FOR_NOTHING
+""".split()
+    )
+    | WORDS_FOR_NOTHING
+)
 
 DOMAINS_OF_NOBODY = frozenset("invalid localhost none noemail no-email noreply nowhere null unknown undefined".split())
 
-_DIGIT_RUNS = ("01234567890123456789", "98765432109876543210")
+_DIGITS_IN_ORDER = frozenset(
+    run[:length]
+    for run in ("12345678901234567890", "01234567890123456789", "98765432109876543210", "87654321")
+    for length in range(6, len(run) + 1)
+)
 _SPACE = re.compile(r"\s+")
 _PUNCTUATION = re.compile(r"[\W_]+")
 _PHONE_FILLING = re.compile(r"[\s().\-/\u00ad\u2010-\u2015]+")
@@ -39,6 +50,7 @@ _PLAIN_PHONE = re.compile(
 
 Normaliser = Callable[[str], str | None]
 """Takes a value as text; returns its one form, or None when it is none of its kind."""
+Test = Callable[[str], bool]
 
 
 def normaliser(format_: Format, settings: Settings) -> Normaliser:
@@ -127,27 +139,36 @@ def _folded(value: str) -> str:
     return "".join(c for c in folded if unicodedata.category(c) != "Cf").strip()
 
 
-def is_junk(format_: Format, value: str, junk: frozenset[str] = frozenset()) -> bool:
-    """Tell whether a normalised value is a placeholder or a shared mailbox, which says nothing about a person."""
-    if value in WORDS_FOR_NOTHING or value in junk:
-        return True
+def junk_test(format_: Format, junk: frozenset[str] = frozenset()) -> Test:
+    """Return the function that tells whether a normalised value of a format says nothing about a person.
+
+    Args:
+        format_: the format.
+        junk: values that are junk beside the built-in placeholders and shared mailboxes.
+    """
+    words = WORDS_FOR_NOTHING | junk
     match format_:
         case Format.EMAIL:
-            local, _, domain = value.partition("@")
-            return local in MAILBOXES_OF_NOBODY or domain.partition(".")[0] in DOMAINS_OF_NOBODY
+            return lambda value: value in words or _is_mailbox_of_nobody(value)
         case Format.PHONE:
-            tail = value[-PHONE_DIGITS_MIN:]
-            return tail == tail[0] * PHONE_DIGITS_MIN or _is_filler(value[-10:].lstrip("+"))
+            return lambda value: value in words or _is_repetition(value[-PHONE_DIGITS_MIN:]) or _is_filler(value[-10:])
         case Format.CODE | Format.NUMBER:
-            return _is_filler(value if value.isalnum() else _PUNCTUATION.sub("", value))
+            return lambda value: value in words or _is_filler(_PUNCTUATION.sub("", value))
         case Format.TEXT:
-            return False
+            return lambda value: value in words
         case _:
             assert_never(format_)
 
 
+def _is_mailbox_of_nobody(address: str) -> bool:
+    local, _, domain = address.partition("@")
+    return local in MAILBOXES_OF_NOBODY or domain.partition(".")[0] in DOMAINS_OF_NOBODY
+
+
 def _is_filler(value: str) -> bool:
-    """Tell whether a value is one character again and again, or the digits in their order."""
-    if len(value) < 3:
-        return not value
-    return value == value[0] * len(value) or (len(value) >= 6 and any(value in run for run in _DIGIT_RUNS))
+    """Tell whether a value is one character again and again, or so many digits in their order as nobody is given."""
+    return _is_repetition(value) or value in _DIGITS_IN_ORDER
+
+
+def _is_repetition(value: str) -> bool:
+    return value[:1] == value[-1:] and len(value) not in {1, 2} and value == value[:1] * len(value)

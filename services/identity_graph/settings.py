@@ -54,17 +54,19 @@ class KindRule(NamedTuple):
 
 
 # In the order in which their links are made: where two links exclude one another, the earlier stays.
-KINDS: Mapping[str, KindRule] = MappingProxyType({
-    "national": KindRule(Strength.UNIQUE, Format.NUMBER, max_values=1),
-    "tax": KindRule(Strength.UNIQUE, Format.NUMBER, max_values=1),
-    "passport": KindRule(format=Format.NUMBER, max_values=4),
-    "account": KindRule(max_records=100, max_rows=100_000, max_values=20),
-    "email": KindRule(format=Format.EMAIL, max_values=6),
-    "phone": KindRule(format=Format.PHONE, max_values=6),
-    "device": KindRule(max_records=10, max_values=30),
-    "name": KindRule(Strength.WEAK, Format.TEXT),
-    "birth_date": KindRule(Strength.WEAK, Format.TEXT),
-})
+KINDS: Mapping[str, KindRule] = MappingProxyType(
+    {
+        "national": KindRule(Strength.UNIQUE, Format.NUMBER, max_values=1),
+        "tax": KindRule(Strength.UNIQUE, Format.NUMBER, max_values=1),
+        "passport": KindRule(format=Format.NUMBER, max_values=4),
+        "account": KindRule(max_records=100, max_rows=100_000, max_values=20),
+        "email": KindRule(format=Format.EMAIL, max_values=6),
+        "phone": KindRule(format=Format.PHONE, max_values=6),
+        "device": KindRule(max_records=10, max_values=30),
+        "name": KindRule(Strength.WEAK, Format.TEXT),
+        "birth_date": KindRule(Strength.WEAK, Format.TEXT),
+    }
+)
 
 
 class ColumnRule(NamedTuple):

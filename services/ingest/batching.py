@@ -1,6 +1,6 @@
 """A stream of bytes cut into numbered batches of records: lines, or the elements of a JSON array. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -9,89 +9,100 @@ from services.kernel.errors import InvalidInputError
 
 BATCH_RECORDS = 1_000
 BATCH_BYTES = 1 << 20
-LINE_BYTES_MAX = 16 << 20  # what one request can carry; the service keeps longer records than it decodes, not any length
+RECORD_BYTES_MAX = 16 << 20  # what fits into one request with room to spare
 
 
 class Batch(NamedTuple):
-    """Records in order; `refused` lines before them were too long to be sent."""
+    """Records in order, or one that is too long to be sent.
 
-    first_line: int
+    Attributes:
+        first: the number of the first of them, from 1.
+        records: the records; none when the one with the number `first` is too long.
+    """
+
+    first: int
     records: Sequence[bytes]
-    refused: Sequence[int] = ()
+
+
+def batches(records: Iterable[bytes], first: int, record_bytes_max: int = RECORD_BYTES_MAX) -> Iterator[Batch]:
+    """Group numbered records so that a batch is one request.
+
+    Args:
+        records: the records, in order.
+        first: the number of the first.
+        record_bytes_max: a longer record is left out, and told of.
+    """
+    pending: list[bytes] = []
+    size, number = 0, first
+    for number, record in enumerate(records, first):
+        too_long = len(record) > record_bytes_max
+        if pending and (too_long or len(pending) >= BATCH_RECORDS or size + len(record) > BATCH_BYTES):
+            yield Batch(number - len(pending), pending)
+            pending, size = [], 0
+        if too_long:
+            yield Batch(number, ())
+        else:
+            pending.append(record)
+            size += len(record)
+    if pending:
+        yield Batch(number + 1 - len(pending), pending)
+
+
+def array_batches(elements: Sequence[Any]) -> Iterator[Batch]:
+    """The elements of a JSON array; an element's number takes the place of its line.
+
+    Raises:
+        InvalidInputError: an element is nested too deeply to be written again.
+    """
+    try:
+        yield from batches(map(orjson.dumps, elements), 1)
+    except orjson.JSONEncodeError as error:
+        raise InvalidInputError(f"an element of the array cannot be sent ({error}): nest less deeply") from error
 
 
 class LineCutter:
-    """Cuts chunks of bytes into batches of whole lines, without their ends; memory is bounded by the longest line."""
+    """Cuts chunks of bytes into batches of whole lines, without their ends.
 
-    def __init__(self, line_bytes_max: int = LINE_BYTES_MAX) -> None:
+    It holds no more than the longest line that may be sent; a longer one is left out, and told of.
+    """
+
+    def __init__(self, line_bytes_max: int = RECORD_BYTES_MAX) -> None:
         self._limit = line_bytes_max
-        self._rest: list[bytes] = []  # of a line that has no end yet
-        self._rest_bytes = 0
-        self._line = 1
+        self._number = 1  # of the line that the next byte belongs to
+        self._begun: list[bytes] = []
+        self._begun_bytes = 0
+        self._skipping = False  # the begun line is too long: its bytes are not kept
 
     def feed(self, chunk: bytes) -> Iterator[Batch]:
-        """The batches that are complete with this chunk: all lines that have ended."""
+        """The lines that end within this chunk."""
+        if self._skipping:
+            _, newline, chunk = chunk.partition(b"\n")
+            if not newline:
+                return
+            yield from self._left_out()
         head, newline, tail = chunk.rpartition(b"\n")
-        if not newline:
-            self._keep(tail)
-            return
-        self._keep(head)
-        body, too_long = b"".join(self._rest), self._rest_bytes - len(head) > self._limit
-        self._rest, self._rest_bytes = [], 0
-        self._keep(tail)
-        yield from self._batches(body.split(b"\n"), first_cut=too_long)
+        if newline:
+            lines = b"".join((*self._begun, head)).split(b"\n")
+            self._begun, self._begun_bytes = [], 0
+            yield from batches((line.removesuffix(b"\r") for line in lines), self._number, self._limit)
+            self._number += len(lines)
+        self._begin(tail)
 
     def end(self) -> Iterator[Batch]:
         """The last line, when nothing ended it."""
-        body, size = b"".join(self._rest), self._rest_bytes
-        self._rest, self._rest_bytes = [], 0
-        if body:
-            yield from self._batches([body], first_cut=size > self._limit)
+        if self._skipping:
+            yield from self._left_out()
+        elif self._begun_bytes:
+            yield Batch(self._number, [b"".join(self._begun)])
 
-    def _keep(self, part: bytes) -> None:
-        self._rest_bytes += len(part)
-        # Of a line that is too long anyway only its length matters.
-        if part and self._rest_bytes - len(part) <= self._limit:
-            self._rest.append(part)
+    def _begin(self, part: bytes) -> None:
+        if part:
+            self._begun.append(part)
+            self._begun_bytes += len(part)
+        if self._begun_bytes > self._limit:
+            self._skipping, self._begun, self._begun_bytes = True, [], 0
 
-    def _batches(self, lines: list[bytes], *, first_cut: bool) -> Iterator[Batch]:
-        records: list[bytes] = []
-        refused: list[int] = []
-        size, first = 0, self._line
-        for index, line in enumerate(lines):
-            record = line.removesuffix(b"\r")
-            if len(record) > self._limit or (first_cut and index == 0):
-                # Numbers stay right: what precedes a refused line goes in a batch of its own.
-                if records:
-                    yield Batch(first, records, refused)
-                    records, refused, size = [], [], 0
-                refused.append(self._line)
-                self._line += 1
-                first = self._line
-                continue
-            if records and (len(records) >= BATCH_RECORDS or size + len(record) > BATCH_BYTES):
-                yield Batch(first, records, refused)
-                records, refused, size, first = [], [], 0, self._line
-            records.append(record)
-            size += len(record)
-            self._line += 1
-        if records or refused:
-            yield Batch(first, records, refused)
-
-
-def array_batches(value: Sequence[Any]) -> Iterator[Batch]:
-    """The elements of a JSON array as batches; an element's number takes the place of its line."""
-    records: list[bytes] = []
-    size, first = 0, 1
-    for number, element in enumerate(value, 1):
-        try:
-            record = orjson.dumps(element)
-        except orjson.JSONEncodeError as error:
-            raise InvalidInputError(f"element {number} of the array: {error}: nest less deeply") from error
-        if records and (len(records) >= BATCH_RECORDS or size + len(record) > BATCH_BYTES):
-            yield Batch(first, records)
-            records, size, first = [], 0, number
-        records.append(record)
-        size += len(record)
-    if records:
-        yield Batch(first, records)
+    def _left_out(self) -> Iterator[Batch]:
+        self._skipping = False
+        yield Batch(self._number, ())
+        self._number += 1

@@ -7,6 +7,7 @@ same table whatever their order. A window that was handed out and changes later 
 revision. Only what is too late depends on an order, and that is the order within one partition of the log.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, assert_never
@@ -186,8 +187,8 @@ class Change(NamedTuple):
 class WindowTable:
     """The windows of some observations: all of them, or the part that a batch touches.
 
-    Of a part, the cells of every window that an old or a new entry is in must be restored first; for sessions, every
-    session within a gap of such an entry, with the observations of all its members.
+    Of a part, the observations and the cells of every window that an old or a new entry is in must be restored first
+    (into `observations` and `cells`); for sessions, every session within a gap of such an entry, with all its members.
     """
 
     def __init__(self, specs: Sequence[WindowSpec], with_spread: Collection[str] = ()) -> None:
@@ -202,6 +203,7 @@ class WindowTable:
         self._with_spread = frozenset(with_spread)
         self.observations: dict[str, tuple[Entry, ...]] = {}
         self.cells: dict[CellKey, Cell] = {}
+        self._members: dict[str, dict[tuple[str, int], Entry]] = defaultdict(dict)  # for sessions, by group
         self._before: dict[CellKey, dict[str, list[Any]]] = {}  # cells since the last settling, as they were
         self._stale: set[str] = set()  # groups whose sessions must be derived anew
 
@@ -214,19 +216,27 @@ class WindowTable:
         old, new = self.observations.get(name, ()), tuple(entries)
         if old == new:
             return False
-        for entry in old:
+        for index, entry in enumerate(old):
             self._count(entry, -1)
-        for entry in new:
+            for group in entry.groups if self._sessions else ():
+                self._members[group].pop((name, index), None)
+                self._stale.add(group)
+        for index, entry in enumerate(new):
             self._count(entry, 1)
+            for group in entry.groups if self._sessions else ():
+                self.restore_member(name, index, group, entry)
+                self._stale.add(group)
         if new:
             self.observations[name] = new
         else:
             del self.observations[name]
         return True
 
+    def restore_member(self, name: str, index: int, group: str, entry: Entry) -> None:
+        """Tell of a member of a session that is in the table already: an entry of an observation, for one group."""
+        self._members[group][name, index] = entry
+
     def _count(self, entry: Entry, times: int) -> None:
-        if self._sessions:
-            self._stale.update(entry.groups)
         for spec in self._hopping:
             for window in spec.windows(entry.time_ms):
                 for group in entry.groups:
@@ -268,12 +278,7 @@ class WindowTable:
             if key.spec in names and key.group in self._stale:
                 self._opened(key).measures.clear()
         for group in self._stale:
-            members = sorted(
-                (entry.time_ms, entry.values)
-                for entries in self.observations.values()
-                for entry in entries
-                if group in entry.groups
-            )
+            members = sorted((entry.time_ms, entry.values) for entry in self._members[group].values())
             for spec in self._sessions:
                 left = iter(members)
                 member = next(left, None)

@@ -60,14 +60,13 @@ class ProfileApi(service_pb2_grpc.ProfileServiceServicer):
                 "GetProfile: name a person by a kind and a value, such as email and ada@example.com"
             )
         resolved = await self._resolve(tenant, identifier)
+        freshness = self._stores.freshness(tenant)  # first: a commit in between must not make the document look newer
         profile = self._find(tenant, identifier, resolved)
         if resolved is not None:
             profile.aliases.extend(resolved.aliases)
             profile.suspect = profile.suspect or resolved.suspect
         view = self._policy.view(profile, request.purpose)
-        return pb.GetProfileResponse(
-            profile=view.profile, withheld=view.withheld, freshness=self._stores.freshness(tenant)
-        )
+        return pb.GetProfileResponse(profile=view.profile, withheld=view.withheld, freshness=freshness)
 
     async def _resolve(self, tenant: str, identifier: common_pb2.Identifier) -> Resolved | None:
         """Ask identity resolution, which owns identifiers; None when it cannot be asked."""
@@ -90,8 +89,8 @@ class ProfileApi(service_pb2_grpc.ProfileServiceServicer):
         ids = [resolved.profile_id] if resolved is not None else self._look_up(tenant, identifier)
         if len(ids) > 1:
             raise NotFoundError(
-                f"{identifier.kind}:{identifier.value} is on {len(ids)} profiles ({', '.join(ids[:5])}), and identity_graph, "
-                "which tells whose it is, does not answer: ask for one of them as profile:ID, or try again"
+                f"{identifier.kind}:{identifier.value} is on {len(ids)} profiles ({', '.join(ids[:5])}), and "
+                "identity_graph, which tells whose it is, does not answer: ask for one of them as profile:ID, or try again"
             )
         stored = self._stores.reader.document(tenant, ids[0]) if ids else None
         if stored is None:
@@ -114,13 +113,15 @@ class ProfileApi(service_pb2_grpc.ProfileServiceServicer):
         self, request: pb.WatchProfilesRequest, context: Context
     ) -> AsyncIterator[pb.WatchProfilesResponse]:
         """Stream the changes from now on; a slow reader is served from the log, so nothing piles up for it."""
-        seen = {(topics.PROFILES, p): end for p, end in enumerate(await self._log.end(topics.PROFILES))}
+        ends = await self._log.end(topics.PROFILES)
+        places = [(topics.PROFILES, partition) for partition in range(len(ends))]
+        seen = dict(zip(places, ends, strict=True))
         # Tells the caller that it will see everything that it causes from here on.
         await context.send_initial_metadata(())
         while True:
-            for place, offset in list(seen.items()):
-                while records := await self._log.read(*place, offset):
-                    offset = seen[place] = records[-1].offset + 1
+            for place in places:
+                while records := await self._log.read(*place, seen[place]):
+                    seen[place] = records[-1].offset + 1
                     for record in records:
                         if (response := self._watched(request, record)) is not None:
                             yield response

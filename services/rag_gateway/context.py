@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from headwater.embedder.v1 import service_pb2 as embedder_pb2
 from headwater.profile.v1 import events_pb2 as profile_pb2
 from headwater.rag_gateway.v1 import events_pb2
-
 from services.rag_gateway.fields import Field, decoded, decoded_value, fields_of, readable
 from services.rag_gateway.prompt import part_tokens, turn_text
 from services.rag_gateway.words import terms

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from headwater.rag_gateway.v1 import events_pb2
-
 from services.rag_gateway.context import Ingredients
 from services.rag_gateway.fields import MONTHS, Kind
 from services.rag_gateway.prompt import NO_ANSWER
@@ -35,9 +34,7 @@ _PAST, _CLOSED, _OUT_OF_RANGE = 0.2, 0.12, 0.35
 # Words that are in many questions and say little of what is asked.
 FAINT = frozenset(
     term_of(word)
-    for word in """happen ask say mean work find use make take bring carry see show keep come possible there currently
-    now today moment current company people person thing way kind information detail details exactly maximum minimum
-    limit max min limited usual usually normally take takes happens sort type order""".split()
+    for word in ["happen", "ask", "say", "mean", "work", "find", "use", "make", "take", "bring", "carry", "see", "show", "keep", "come", "possible", "there", "currently", "now", "today", "moment", "current", "company", "people", "person", "thing", "way", "kind", "information", "detail", "details", "exactly", "maximum", "minimum", "limit", "max", "min", "limited", "usual", "usually", "normally", "take", "takes", "happens", "sort", "type", "order"]
 )
 _LEAVE = re.compile(
     r"\b(?:can|may|could|should|must|am) (?:i|we)\b|\bdo (?:i|we) (?:need|have|get|pay)\b", re.IGNORECASE

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from html import escape
 
 from headwater.rag_gateway.v1 import events_pb2, service_pb2
-
 from services.rag_gateway.words import estimate_tokens
 
 NO_ANSWER = "The context does not answer this."

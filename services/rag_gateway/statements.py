@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from headwater.embedder.v1 import service_pb2 as embedder_pb2
 from headwater.rag_gateway.v1 import events_pb2
-
 from services.rag_gateway.context import Ingredients, profile_fields, row_title
 from services.rag_gateway.fields import Field, Kind, decoded, displayed, fields_of, is_currency, month_of, readable
 from services.rag_gateway.question import Asked, kin

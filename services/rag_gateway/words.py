@@ -90,7 +90,7 @@ def term_of(word: str) -> str:
 @lru_cache(maxsize=1)
 def _stemmer() -> Any:
     # Imported at the first use: the package loads every language that it knows.
-    import snowballstemmer  # noqa: PLC0415
+    import snowballstemmer
 
     return snowballstemmer.stemmer("english")
 

@@ -1,0 +1,247 @@
+"""From a row to the identifiers that it holds: by configuration, and by the names of its columns. Pure.
+
+Names decide cautiously. A number in a column that names somebody else (`agent_email`) is not the person's, and a bare
+number in `customer_id` counts within its source only, for every system counts from 1.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from services.identity_graph.normalise import junk_test, normaliser
+from services.identity_graph.settings import ColumnRule, EntityRule, Settings, Strength
+
+JUNK = "~"
+"""Stands before the kind of an identifier that is junk: it is kept for explanations, and links nobody."""
+
+REMEMBERED_SHAPES = 10_000
+
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_NOT_WORD = re.compile(r"[\W_]+")
+
+# Whose rows are persons, and which columns refer to such a row: by the singular of the entity's name. Where a row refers
+# to several, the first in this order is its person: a booking's customer, not the user who typed it in.
+PERSONS = ("customer", "member", "client", "guest", "passenger", "traveller", "traveler", "patient", "subscriber",
+           "contact", "person", "user", "account")  # fmt: skip
+PLURALS = {f"{noun}s": noun for noun in PERSONS} | {noun: noun for noun in PERSONS} | {"people": "person"}
+
+# Rows that may have an e-mail address or a telephone number of their own, and are no person.
+THINGS = frozenset(
+    """
+    airline airlines airport airports branch branches companies company department departments flight flights hotel
+    hotels inventory office offices organisation organisations organization organizations price prices product products
+    property properties room rooms route routes seat seats shop shops site sites stock store stores supplier suppliers
+    vendor vendors warehouse warehouses
+""".split()
+)
+
+# A column with one of these words in its name is about somebody or something else than the row's person.
+OTHERS = frozenset(
+    """
+    agent airline approved approver assigned assignee author branch company created creator deleted emergency employee
+    employer hotel manager merchant modified office operator owner parent partner property recruiter referred referrer
+    referral rep reply seller spouse staff store supervisor supplier support updated vendor
+""".split()
+)
+
+_NAMES: tuple[tuple[str, str], ...] = (
+    ("email", r"(.*_)?e_?mails?(_address(es)?|_addr)?|mail"),
+    ("phone", r"(.*_)?(phone|telephone|mobile|cellphone|cell|msisdn|tel)s?(_numbers?|_num|_no|_nr)?"),
+    ("device", r"(.*_)?device(_?id|_uuid)?|idfa|gaid|advertising_id|anonymous_id|visitor_id"),
+    ("account", r"account(_?id|_?number|_no|_nr)?|(loyalty|frequent_flyer|membership)(_?id|_?number|_no|_nr)|member_(number|no)"),
+    ("national", r"ssn|social_security_(number|no)|soc_sec_id|national_id(_number)?|national_insurance_number|nino"),
+    ("tax", r"tax_?(id|number|no)|tin"),
+    ("passport", r"passport(_number|_no|_nr|_id)?"),
+    ("name", r"(full_?|first_?|middle_?|last_?|given_?|family_?|sur|customer_|guest_|passenger_|traveller_)?name"),
+    ("birth_date", r"dob|(date_of_birth|birth_?date|birthday)"),
+)  # fmt: skip
+_KIND_OF_NAME = [(kind, re.compile(pattern)) for kind, pattern in _NAMES]
+
+
+Entry = tuple[str, str, str]
+"""An identifier in a row: column, kind, normalised value."""
+
+Reader = Callable[[str], tuple[str, str] | None]
+"""Takes what is written in a column; returns kind and normalised value, or None when it is nothing of the kind."""
+
+
+class _Column(NamedTuple):
+    """How to read one column: its name, its path in the row, and what it holds."""
+
+    name: str
+    path: tuple[str, ...]
+    read: Reader
+
+
+class _Shape(NamedTuple):
+    """How to read the rows of an entity that have the same columns; person tells whether they are persons' at all."""
+
+    person: bool
+    columns: tuple[_Column, ...]
+
+
+class Extractor:
+    """Finds the identifiers of rows."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._readers: dict[ColumnRule, Reader] = {}
+        self._shapes: dict[tuple[Any, ...], _Shape] = {}
+
+    def ignores(self, source: str, entity: str) -> bool:
+        """Tell whether the rows of an entity are never a person's, whatever their columns."""
+        rule = self._settings.entities.get((source, entity))
+        if rule is not None:
+            return rule.person is False
+        return _singular_words(entity) in THINGS
+
+    def normalise(self, kind: str, value: str) -> tuple[str, str] | None:
+        """Return kind and value in the one form of an identifier that somebody asks for; None when it is none."""
+        return self._reader(ColumnRule(kind))(value) if kind in self._settings.kinds else None
+
+    def entries(
+        self, source: str, entity: str, key: Mapping[str, Any], row: Mapping[str, Any]
+    ) -> tuple[Entry, ...] | None:
+        """Return the identifiers of a row, in a canonical order; None when the row is not a person's at all.
+
+        Args:
+            source: The source.
+            entity: The kind of record.
+            key: The primary key; its columns count as the row's.
+            row: The row.
+        """
+        if not key.keys() <= row.keys():
+            row = {**key, **row}
+        columns = tuple(_paths(row)) if dict in map(type, row.values()) else tuple(row)
+        shape = self._shapes.get((source, entity, columns, len(key)))
+        if shape is None:
+            if len(self._shapes) >= REMEMBERED_SHAPES:
+                self._shapes.clear()
+            shape = self._shapes[source, entity, columns, len(key)] = self._shape(source, entity, tuple(key), columns)
+        if not shape.person:
+            return None
+        found: list[Entry] = []
+        for name, path, read in shape.columns:
+            value: Any = row[path[0]] if len(path) == 1 else row[path[0]][path[1]]
+            if value.__class__ is str:
+                if known := read(value):
+                    found.append((name, *known))
+            elif value is not None:
+                found.extend((name, *known) for item in _texts(value) if (known := read(item)))
+        return tuple(found) if len(found) < 2 else tuple(sorted(set(found)))
+
+    def _shape(
+        self, source: str, entity: str, key: tuple[str, ...], columns: tuple[str | tuple[str, ...], ...]
+    ) -> _Shape:
+        entity_rule = self._settings.entities.get((source, entity), EntityRule())
+        paths = {path: _words(".".join(path)) for path in (c if isinstance(c, tuple) else (c,) for c in columns)}
+        rules = dict(self._default_rules(source, entity, key, paths)) if entity_rule.defaults else {}
+        for path in paths:
+            configured = entity_rule.columns.get(".".join(path))
+            if configured is not None:
+                rules[path] = configured
+        rules = {path: rule for path, rule in rules.items() if rule.kind}
+        person = entity_rule.person
+        if person is None:
+            person = any(self._settings.kinds[rule.kind].strength is not Strength.WEAK for rule in rules.values())
+        return _Shape(person, tuple(
+            _Column(".".join(path), path, self._reader(rule)) for path, rule in sorted(rules.items())
+        ))  # fmt: skip
+
+    def _reader(self, rule: ColumnRule) -> Reader:
+        if rule not in self._readers:
+            self._readers[rule] = self._make_reader(rule)
+        return self._readers[rule]
+
+    def _make_reader(self, rule: ColumnRule) -> Reader:
+        kind, format_ = rule.kind, self._settings.kinds[rule.kind].format
+        normalise, is_junk = normaliser(format_, self._settings), junk_test(format_, self._settings.junk)
+
+        def read(written: str) -> tuple[str, str] | None:
+            value = normalise(written)
+            if value is None:
+                return None
+            return (JUNK + kind if is_junk(value) else kind), value
+
+        def read_scoped(written: str) -> tuple[str, str] | None:
+            value = normalise(written)
+            if value is None:
+                return None
+            scope = rule.scope
+            if not scope and value.isascii() and value.isdigit() and not 0 < rule.digits_min <= len(value):
+                scope = rule.scope_of_numbers
+            # A number that a system gave out is as good as any: 11, 222 and 123456 too, only 0 is none.
+            junk = not value.strip("0") if scope and value.isdigit() else is_junk(value)
+            return (JUNK + kind if junk else kind), (f"{scope}/{value}" if scope else value)
+
+        return read_scoped if rule.scope or rule.scope_of_numbers else read
+
+    def _default_rules(
+        self, source: str, entity: str, key: tuple[str, ...], paths: Mapping[tuple[str, ...], str]
+    ) -> Iterator[tuple[tuple[str, ...], ColumnRule]]:
+        own = PLURALS.get(_singular_words(entity))
+        own_key = key[0] if len(key) == 1 and own and _words(key[0]) in {"id", f"{own}_id"} else None
+        by_name = {name: path for path, name in paths.items()}
+        if own_key is not None:
+            yield (own_key,), ColumnRule("account", scope_of_numbers=f"{source}/{own}")
+        else:
+            for noun in PERSONS:
+                if (path := by_name.get(f"{noun}_id")) is not None:
+                    yield path, ColumnRule("account", scope_of_numbers=f"{source}/{noun}")
+                    break
+        for path, name in paths.items():
+            if path != (own_key,) and not OTHERS.intersection(name.split("_")) and (kind := _kind_of(name)):
+                yield path, _rule_of(kind, name, source)
+
+
+def _kind_of(name: str) -> str | None:
+    return next((kind for kind, pattern in _KIND_OF_NAME if pattern.fullmatch(name)), None)
+
+
+def _rule_of(kind: str, name: str, source: str) -> ColumnRule:
+    if kind != "account":
+        return ColumnRule(kind)
+    # Numbers that an organisation gives its customers are its alone when they are long; ids of rows never are.
+    noun = name.partition("_")[0]
+    return ColumnRule(
+        kind, scope_of_numbers=f"{source}/{noun}", digits_min=0 if name in {"account", "account_id", "accountid"} else 6
+    )
+
+
+def _words(name: str) -> str:
+    """Return a column's name in words: `emailAddress` and `E-Mail Address` as `email_address` and `e_mail_address`."""
+    return _NOT_WORD.sub("_", _CAMEL.sub("_", name)).strip("_").lower()
+
+
+def _singular_words(entity: str) -> str:
+    """Return the last part of an entity's name, `public.Customers` being `customers`."""
+    return _words(entity.rpartition(".")[2])
+
+
+def _paths(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Return the columns of a row that holds objects, those within as outer and inner name."""
+    for name, value in row.items():
+        if value.__class__ is dict:
+            yield from ((name, inner) for inner in value)
+        else:
+            yield (name,)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Return numbers as text, 42.0 as 42 (a retyped column), and the items of a list; anything else is no identifier."""
+    if isinstance(value, str):
+        yield value
+    elif value.__class__ is int:
+        yield str(value)
+    elif isinstance(value, float) and value.is_integer():
+        yield str(int(value))
+    elif isinstance(value, list):
+        for item in value:
+            if not isinstance(item, list):
+                yield from _texts(item)
+
+
+def without(entries: Iterable[Entry], columns: Iterable[str]) -> list[Entry]:
+    """Return the entries that are not of some columns (nor within them)."""
+    outer = set(columns)
+    return [entry for entry in entries if entry[0] not in outer and entry[0].partition(".")[0] not in outer]

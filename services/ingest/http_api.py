@@ -1,0 +1,164 @@
+"""Ingest over HTTP, for applications that do not speak gRPC; mounted into the process's one HTTP server.
+
+    POST   /v1/changes               native changes: JSON lines or a JSON array (?format= and ?source= as with gRPC)
+    POST   /v1/documents             documents as JSON (`{"id": …, "text": …}`; lines or an array) with ?source=; or, with
+                                     any other content type, one document as it is, with ?source=, ?name=, ?access=, ?uri=
+    DELETE /v1/documents/SOURCE/NAME takes a document away
+
+The answer comes when everything is in the log: `{"position_token": …, "read": …, "accepted": …, "skipped": …,
+"dead_lettered": …, "errors": […]}`. Records that cannot be decoded go to dead_letters; the others are accepted.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import orjson
+
+from headwater.ingest.v1 import events_pb2, service_pb2, service_pb2_grpc
+from services.ingest.batching import Batch, LineCutter, array_batches
+from services.ingest.client import CHUNK_BYTES, DOCUMENT_BYTES_MAX, push_batches
+from services.kernel.errors import (
+    DeadlineError,
+    HeadwaterError,
+    InvalidInputError,
+    NotFoundError,
+    OverloadedError,
+    PermissionDeniedError,
+    UnavailableError,
+    from_rpc,
+)
+from services.kernel.service import Platform
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+ARRAY_BYTES_MAX = 16 << 20
+_JSON = ("application/json", "application/x-ndjson", "application/jsonl", "application/octet-stream")
+_STATUS: dict[type[HeadwaterError], int] = {
+    InvalidInputError: 400,
+    PermissionDeniedError: 403,
+    NotFoundError: 404,
+    OverloadedError: 429,
+    UnavailableError: 503,
+    DeadlineError: 504,
+}
+
+
+def add_routes(application: "web.Application", platform: Platform) -> None:
+    """Mount the routes.
+
+    Args:
+        application: the process's HTTP application. A request's tenant is what its middleware has authenticated and
+            put into `request["tenant"]`; without one it is the default tenant.
+        platform: where the ingest service is reached.
+    """
+    routes = _Routes(service_pb2_grpc.IngestServiceStub(platform.peers.channel("ingest")))
+    application.router.add_post("/v1/changes", routes.answering(routes.changes))
+    application.router.add_post("/v1/documents", routes.answering(routes.documents))
+    application.router.add_delete("/v1/documents/{document_id:.+}", routes.answering(routes.delete))
+
+
+class _Routes:
+    """The handlers: each answers with a JSON document."""
+
+    def __init__(self, stub: service_pb2_grpc.IngestServiceAsyncStub) -> None:
+        self._stub = stub
+
+    async def changes(self, request: "web.Request") -> dict[str, Any]:
+        """Push changes."""
+        return await self._push(request, request.query.get("format", "native"))
+
+    async def documents(self, request: "web.Request") -> dict[str, Any]:
+        """Push documents as JSON, or put one as it is."""
+        if "name" not in request.query and request.content_type in _JSON:
+            return await self._push(request, "documents")
+        document = events_pb2.DocumentChange(
+            tenant=request.get("tenant", ""),
+            source=request.query.get("source", "documents"),
+            operation=events_pb2.DOCUMENT_OPERATION_PUT,
+            content=await _whole(request, DOCUMENT_BYTES_MAX),
+            media_type="" if request.content_type == "application/octet-stream" else request.content_type,
+            name=request.query.get("name", ""),
+            access=request.query.getall("access", []),
+            uri=request.query.get("uri", ""),
+        )
+        return await self._put(document)
+
+    async def delete(self, request: "web.Request") -> dict[str, Any]:
+        """Take a document away."""
+        return await self._put(
+            events_pb2.DocumentChange(
+                tenant=request.get("tenant", ""),
+                document_id=request.match_info["document_id"],
+                operation=events_pb2.DOCUMENT_OPERATION_DELETE,
+            )
+        )
+
+    async def _push(self, request: "web.Request", format_: str) -> dict[str, Any]:
+        totals = await push_batches(
+            self._stub,
+            _records_of(request),
+            source=request.query.get("source", ""),
+            format_=format_,
+            origin="http",
+            tenant=request.get("tenant", ""),
+        )
+        if not totals.read:
+            raise InvalidInputError("the body is empty: send JSON lines, or a JSON array")
+        return totals._asdict()
+
+    async def _put(self, document: events_pb2.DocumentChange) -> dict[str, Any]:
+        try:
+            answer = await self._stub.PutDocument(service_pb2.PutDocumentRequest(document=document))
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, "PutDocument") from error
+        return {"position_token": answer.position_token, "document_id": answer.document_id}
+
+    @staticmethod
+    def answering(
+        handler: Callable[["web.Request"], Awaitable[dict[str, Any]]],
+    ) -> "Callable[[web.Request], Awaitable[web.Response]]":
+        """Wrap a handler so that its result, or its error, becomes the JSON answer."""
+        from aiohttp import web
+
+        async def answer(request: web.Request) -> web.Response:
+            try:
+                status, body = 200, await handler(request)
+            except HeadwaterError as error:
+                status, body = _STATUS.get(type(error), 500), {"error": {"message": str(error)}}
+            return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+
+        return answer
+
+
+async def _records_of(request: "web.Request") -> AsyncIterator[Batch]:
+    """The records of a body: lines as they arrive, or the elements of an array."""
+    cutter, begun = LineCutter(), False
+    async for chunk in request.content.iter_chunked(CHUNK_BYTES):
+        if not begun and chunk.lstrip()[:1] == b"[":
+            for batch in array_batches(_array(chunk + await _whole(request, ARRAY_BYTES_MAX - len(chunk)))):
+                yield batch
+            return
+        begun = begun or not chunk.isspace()
+        for batch in cutter.feed(chunk):
+            yield batch
+    for batch in cutter.end():
+        yield batch
+
+
+async def _whole(request: "web.Request", bytes_max: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.content.iter_chunked(CHUNK_BYTES):
+        body += chunk
+        if len(body) > bytes_max:
+            raise InvalidInputError(f"the body has more than {bytes_max:,} bytes: send less at once, changes as lines")
+    return bytes(body)
+
+
+def _array(body: bytes) -> list[Any]:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInputError(f"the body is not a JSON array ({error}): or send one JSON object a line") from error
+    return value if type(value) is list else [value]
