@@ -6,6 +6,7 @@ the events themselves. So the order of arrival does not matter, and a repetition
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -29,6 +30,7 @@ KINDS: dict[str, type[Event]] = {
         common_pb2.ErasureRequested,
     )
 }
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 RATING_UNIT = 1_000_000  # a rating is 0..1 in millionths
 SCALE_MAX = 5
 TIME_MS_MAX = 253_402_300_799_000  # the end of the year 9999: beyond it, a time cannot be written as a date
@@ -136,9 +138,13 @@ def key_of_event(event: Event) -> Key:
     """The key of what a turn, a rating or a classification is about.
 
     Raises:
-        InvalidInputError: it names neither an answer nor a conversation, or is about neither (an erasure).
+        InvalidInputError: it names neither an answer nor a conversation, or is about neither (an erasure), or a name
+            holds a control character.
     """
     if not isinstance(event, common_pb2.ErasureRequested):
+        for name in (event.tenant, event.answer_id, event.conversation_id):
+            if _CONTROL.search(name):  # they separate the parts of keys
+                raise InvalidInputError(f"{event.DESCRIPTOR.name}: {name!r:.80} holds a control character")
         if event.answer_id:
             return answer_key(event.tenant, event.answer_id)
         if event.conversation_id and not isinstance(event, gateway_pb2.TurnCompleted):

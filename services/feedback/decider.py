@@ -151,8 +151,8 @@ def _turn(state: Answers, event: gateway_pb2.TurnCompleted, record: Record) -> D
     place = (key.tenant, record.partition)
     newest_ms = state.newest_ms.get(place)
     state.newest_ms[place] = turn.asked_ms if newest_ms is None else max(newest_ms, turn.asked_ms)
-    until_ms = max((state.forgotten.get(name, -1) for name in names_of_turn(key.tenant, turn.profile_id, turn.asked_as)))\
-        if turn.profile_id or turn.asked_as else -1
+    names = names_of_turn(key.tenant, turn.profile_id, turn.asked_as)
+    until_ms = max((state.forgotten.get(name, -1) for name in names), default=-1)
     if state.forgotten.get(key, -1) >= 0 or turn.asked_ms <= until_ms:
         _refuse(state, key, turn, until_ms, record)
         return SUPERSEDED
@@ -177,6 +177,14 @@ def _refuse(state: Answers, key: Key, turn: Turn, until_ms: int, record: Record)
 
 
 def _remove(state: Answers, key: Key, until_ms: int, record: Record) -> None:
+    """Remove an answer, or the ratings of a conversation up to a time."""
+    answer = state.answer(key)
+    if until_ms == FOR_EVER_MS:
+        answer.turn = None
+    for rater in [rater for rater, rating in answer.ratings.items() if rating.rated_ms <= until_ms]:
+        del answer.ratings[rater]
+    if answer.classified is not None and answer.classified.written_ms <= until_ms:
+        answer.classified = None
     state.removed[key] = max(until_ms, state.removed.get(key, -1))
     state.touched[key] = record.timestamp_ms
 
@@ -220,6 +228,7 @@ def _erasure(state: Answers, event: common_pb2.ErasureRequested, record: Record)
     for thing in found:
         if thing.rater:
             state.removed_ratings.add((thing.key, thing.rater))
+            state.answer(thing.key).ratings.pop(thing.rater, None)
             state.touched[thing.key] = record.timestamp_ms
             continue
         state.remember(thing.key, FOR_EVER_MS)

@@ -6,12 +6,12 @@ of the answers that were given in it. A conversation that is rated as a whole co
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
-from services.feedback.answers import Answer, Classified, Rating, Turn
+from services.feedback.answers import RATING_UNIT, Answer, Classified, Rating, Turn
 from services.kernel.aggregates import Aggregate
 from services.kernel.log import DEFAULT_TENANT, SEPARATOR
 from services.kernel.windows import Change, Entry
@@ -23,9 +23,10 @@ MEASURES: Mapping[str, int] = {
     "verified": 1,  # of an answer: 1 when at least one of its citations was found in the cited document, else 0
     "rating": 1_000_000,  # 0 (down, or 1 of 5) to 1 (up, or 5 of 5)
     "sentiment": 1_000_000,  # -1 to 1
-    "dissatisfied": 1,  # of a classified answer: 1 when its category is dissatisfied, else 0
+    "dissatisfied": 1,  # of a rated or classified answer: 1 when people are dissatisfied, else 0
 }
 DIMENSIONS: Mapping[str, str] = {"model": "model", "conversation": "conversation_id"}  # dimension -> Turn's attribute
+DISSATISFIED_MAX = RATING_UNIT // 4  # a mean rating of down, or 2 of 5, or worse
 VALUE_MAX = 1e9  # a latency or cost beyond it (or below 0, or no number) is a fault of the writer, and is not counted
 
 
@@ -130,8 +131,9 @@ def observation_of(tenant: str, answer: Answer, dimensions: Sequence[Sequence[st
         groups = tuple(
             group_of(tenant, {name: getattr(answer.turn, DIMENSIONS[name]) for name in names}) for names in dimensions
         )
-        values = [*_turn_values(answer.turn), *_ratings(answer.ratings), *_classified(answer.classified)]
-        return (Entry(answer.turn.asked_ms, groups, tuple(values)),)
+        values = [*_turn_values(answer.turn), *_ratings(answer.ratings.values()), *_tone(answer.classified)]
+        dissatisfied = _dissatisfied(answer.ratings.values(), answer.classified)
+        return (Entry(answer.turn.asked_ms, groups, (*values, *dissatisfied)),)
     if not answer.is_conversation:
         return ()
     return tuple(_of_conversation(tenant, answer, dimensions))
@@ -141,10 +143,10 @@ def _of_conversation(tenant: str, answer: Answer, dimensions: Sequence[Sequence[
     groups = (group_of(tenant, {}),) if () in map(tuple, dimensions) else ()
     newest = max(answer.ratings.values(), key=lambda rating: (rating.rated_ms, rating.digest), default=None)
     for _, rating in sorted(answer.ratings.items()):
-        values = [("rating", rating.value)] if rating.value is not None else []
-        if rating is newest:  # a conversation has one classification
-            values.extend(_classified(answer.classified))
-        yield Entry(rating.rated_ms, groups, tuple(values))
+        classified = answer.classified if rating is newest else None  # a conversation has one
+        values = (*_ratings([rating]), *_tone(classified), *_dissatisfied([rating], classified))
+        if groups and values:
+            yield Entry(rating.rated_ms, groups, values)
 
 
 def _turn_values(turn: Turn) -> Iterator[tuple[str, int]]:
@@ -156,15 +158,22 @@ def _turn_values(turn: Turn) -> Iterator[tuple[str, int]]:
         yield "verified", int(turn.verified)
 
 
-def _ratings(ratings: Mapping[str, Rating]) -> Iterator[tuple[str, int]]:
-    for _, rating in sorted(ratings.items()):
-        if rating.value is not None:
-            yield "rating", rating.value
+def _ratings(ratings: Iterable[Rating]) -> Iterator[tuple[str, int]]:
+    """The ratings' values, in an order of their own."""
+    return (("rating", value) for value in sorted(r.value for r in ratings if r.value is not None))
 
 
-def _classified(classified: Classified | None) -> Iterator[tuple[str, int]]:
+def _tone(classified: Classified | None) -> Iterator[tuple[str, int]]:
     if classified is not None:
         yield "sentiment", round(max(-1.0, min(1.0, classified.score)) * MEASURES["sentiment"])
+
+
+def _dissatisfied(ratings: Iterable[Rating], classified: Classified | None) -> Iterator[tuple[str, int]]:
+    """What people say goes before what is read between the lines."""
+    values = [rating.value for rating in ratings if rating.value is not None]
+    if values:
+        yield "dissatisfied", int(sum(values) <= DISSATISFIED_MAX * len(values))
+    elif classified is not None:
         yield "dissatisfied", int(classified.category == "dissatisfied")
 
 

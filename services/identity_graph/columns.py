@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from services.identity_graph.normalise import junk_test, normaliser
+from services.identity_graph.normalise import junk_test, normaliser, word_set
 from services.identity_graph.settings import ColumnRule, EntityRule, Settings, Strength
 
 JUNK = "~"
@@ -19,36 +19,32 @@ REMEMBERED_SHAPES = 10_000
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NOT_WORD = re.compile(r"[\W_]+")
 
-# Whose rows are persons, and which columns refer to such a row: by the singular of the entity's name. Where a row refers
-# to several, the first in this order is its person: a booking's customer, not the user who typed it in.
+# Whose rows are persons, and which columns refer to such a row: by the singular of the entity's name. Where a row
+# refers to several, the first in this order is its person: a booking's customer, not the user who typed it in.
 PERSONS = ("customer", "member", "client", "guest", "passenger", "traveller", "traveler", "patient", "subscriber",
            "contact", "person", "user", "account")  # fmt: skip
 PLURALS = {f"{noun}s": noun for noun in PERSONS} | {noun: noun for noun in PERSONS} | {"people": "person"}
 
 # Rows that may have an e-mail address or a telephone number of their own, and are no person.
-THINGS = frozenset(
-    """
+THINGS = word_set("""
     airline airlines airport airports branch branches companies company department departments flight flights hotel
     hotels inventory office offices organisation organisations organization organizations price prices product products
     property properties room rooms route routes seat seats shop shops site sites stock store stores supplier suppliers
     vendor vendors warehouse warehouses
-""".split()
-)
+""")
 
 # A column with one of these words in its name is about somebody or something else than the row's person.
-OTHERS = frozenset(
-    """
+OTHERS = word_set("""
     agent airline approved approver assigned assignee author branch company created creator deleted emergency employee
     employer hotel manager merchant modified office operator owner parent partner property recruiter referred referrer
     referral rep reply seller spouse staff store supervisor supplier support updated vendor
-""".split()
-)
+""")
 
 _NAMES: tuple[tuple[str, str], ...] = (
     ("email", r"(.*_)?e_?mails?(_address(es)?|_addr)?|mail"),
     ("phone", r"(.*_)?(phone|telephone|mobile|cellphone|cell|msisdn|tel)s?(_numbers?|_num|_no|_nr)?"),
     ("device", r"(.*_)?device(_?id|_uuid)?|idfa|gaid|advertising_id|anonymous_id|visitor_id"),
-    ("account", r"account(_?id|_?number|_no|_nr)?|(loyalty|frequent_flyer|membership)(_?id|_?number|_no|_nr)|member_(number|no)"),
+    ("account", r"(account|loyalty|frequent_flyer|membership)(_?id|_?number|_no|_nr)|account|member_(number|no)"),
     ("national", r"ssn|social_security_(number|no)|soc_sec_id|national_id(_number)?|national_insurance_number|nino"),
     ("tax", r"tax_?(id|number|no)|tin"),
     ("passport", r"passport(_number|_no|_nr|_id)?"),
@@ -182,15 +178,15 @@ class Extractor:
         own = PLURALS.get(_singular_words(entity))
         own_key = key[0] if len(key) == 1 and own and _words(key[0]) in {"id", f"{own}_id"} else None
         by_name = {name: path for path, name in paths.items()}
-        if own_key is not None:
-            yield (own_key,), ColumnRule("account", scope_of_numbers=f"{source}/{own}")
-        else:
-            for noun in PERSONS:
-                if (path := by_name.get(f"{noun}_id")) is not None:
-                    yield path, ColumnRule("account", scope_of_numbers=f"{source}/{noun}")
-                    break
+        references = (noun for noun in PERSONS if noun != own and f"{noun}_id" in by_name)
+        if (noun := next(references, None)) is not None:
+            yield by_name[f"{noun}_id"], ColumnRule("account", scope_of_numbers=f"{source}/{noun}")
         for path, name in paths.items():
-            if path != (own_key,) and not OTHERS.intersection(name.split("_")) and (kind := _kind_of(name)):
+            if path == (own_key,):
+                yield path, ColumnRule("account", scope_of_numbers=f"{source}/{own}")
+            elif name == f"{own}_id":  # a number beside the key counts for itself: it is not the key of another row
+                yield path, ColumnRule("account", scope_of_numbers=f"{source}/{own}_id")
+            elif not OTHERS.intersection(name.split("_")) and (kind := _kind_of(name)):
                 yield path, _rule_of(kind, name, source)
 
 
@@ -228,7 +224,7 @@ def _paths(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Return numbers as text, 42.0 as 42 (a retyped column), and the items of a list; anything else is no identifier."""
+    """Return numbers as text, 42.0 as 42 (a retyped column), and the items of a list; nothing else is an identifier."""
     if isinstance(value, str):
         yield value
     elif value.__class__ is int:

@@ -12,27 +12,26 @@ REMEMBERED_PHONES = 65_536
 LENGTH_MAX = 320  # the longest e-mail address; nothing that identifies a person is longer
 PHONE_DIGITS_MIN = 7
 
-WORDS_FOR_NOTHING = frozenset(
-    """
-    - -- --- . ? 0 -1 n/a na n.a. #n/a nan nil nill none null undefined unknown unset empty void missing blank default
-    anonymous anon nobody noone test testing tester dummy fake sample example invalid guest x xx xxx xxxx tbd tba todo
-    none@none false true no yes noemail nophone (none) (null) <null> [null] \\n not_available notavailable
-    notprovided notapplicable no_email nomail
-""".split()
-)
 
-MAILBOXES_OF_NOBODY = (
-    frozenset(
-        """
-    abuse admin administrator billing booking bookings contact customerservice do-not-reply donotreply enquiries hello
-    help helpdesk hostmaster info inquiries jobs mail mailer-daemon marketing no-email no-reply no.email no_reply noreply
-    office postmaster reception reservations root sales service support team webmaster
-""".split()
-    )
-    | WORDS_FOR_NOTHING
-)
+def word_set(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
 
-DOMAINS_OF_NOBODY = frozenset("invalid localhost none noemail no-email noreply nowhere null unknown undefined".split())
+
+PLACEHOLDERS = word_set("""
+    anon anonymous blank default dummy empty example fake guest invalid missing n/a nan nil no_email nobody noemail
+    nomail none noone nophone null sample test tester testing todo undefined unknown unset void
+""")
+WORDS_FOR_NOTHING = PLACEHOLDERS | word_set("""
+    - -- --- . ? 0 -1 na n.a. #n/a nill x xx xxx xxxx tbd tba false true no yes (none) (null) <null> [null] \\n
+    not_available notavailable notprovided notapplicable
+""")
+MAILBOXES_OF_NOBODY = PLACEHOLDERS | word_set("""
+    abuse admin administrator billing booking bookings contact customerservice do-not-reply donotreply enquiries
+    hello help helpdesk hostmaster info inquiries jobs mail mailer-daemon marketing no-email no-reply no.email no_reply
+    noreply office postmaster reception reservations root sales service support team webmaster
+""")
+DOMAINS_OF_NOBODY = frozenset(("invalid", "localhost", "none", "noemail", "no-email", "noreply", "null", "unknown"))
 
 _DIGITS_IN_ORDER = frozenset(
     run[:length]
@@ -42,8 +41,8 @@ _DIGITS_IN_ORDER = frozenset(
 _SPACE = re.compile(r"\s+")
 _PUNCTUATION = re.compile(r"[\W_]+")
 _PHONE_FILLING = re.compile(r"[\s().\-/\u00ad\u2010-\u2015]+")
-# Numbers that the phone library would give back as they are (a test asks it): most of those that systems store. It takes
-# 10 microseconds a number, which is as much as everything else about a change.
+# Numbers that the phone library would give back as they are (a test asks it): most of those that systems store. It
+# takes 10 microseconds a number, which is as much as everything else about a change.
 _PLAIN_PHONE = re.compile(
     r"\+(?:1[2-9]\d{9}|(?:44|49|31|43|46|48|81|91)[1-9]\d{8,9}|(?:32|33|34|41)[1-9]\d{8}|61[2-9]\d{8})", re.ASCII
 )

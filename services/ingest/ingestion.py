@@ -3,7 +3,6 @@
 An acknowledgement means that everything before it is in the log and would survive a power failure.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -40,7 +39,6 @@ class Ingestion:
 
     def __init__(self, log: Log, clock: Callable[[], float], settings: Settings) -> None:
         self._log, self._clock, self._settings = log, clock, settings
-        self._appending: set[asyncio.Task[None]] = set()
 
     async def push(self, changes: Sequence[events_pb2.Change], reached: Offsets) -> int:
         """Append changes, all or none.
@@ -133,18 +131,9 @@ class Ingestion:
         return Outcome(len(records), accepted, skipped, dead_lettered, tuple(errors[:ERRORS_MAX])), messages
 
     async def _append(self, messages: Sequence[Message], reached: Offsets) -> None:
-        """Append durably, to the end even if the caller goes away meanwhile."""
-        if not messages:
-            return
-        task = asyncio.create_task(self._append_now(messages, reached))
-        self._appending.add(task)
-        task.add_done_callback(self._appending.discard)
-        await asyncio.shield(task)
-
-    async def _append_now(self, messages: Sequence[Message], reached: Offsets) -> None:
-        position = await self._log.append(messages, durable=True)
-        for place in position.offsets:
-            reached[place.topic, place.partition] = place.offset
+        if messages:
+            position = await self._log.append(messages, durable=True)
+            reached.update({(place.topic, place.partition): place.offset for place in position.offsets})
 
     def _now(self) -> Instant:
         seconds, fraction = divmod(self._clock(), 1)

@@ -15,7 +15,6 @@ from services.kernel.log import Message, Record, message_of, position_of
 from services.kernel.processor import ProcessorLoop
 from services.kernel.service import Platform, ReadModel, Service
 
-RETRY_STAGES = "ingest."  # stages that decode: their inputs never reached a topic
 SETTLE_TIMEOUT_S = 600.0
 PROGRESS_EVERY_S = 0.2
 

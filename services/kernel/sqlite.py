@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -155,10 +155,11 @@ class Database:
             self.writer.execute("BEGIN IMMEDIATE")
             unit = Transaction(self.writer, self._appender)
             self._current = unit
+            cancelled = False
             try:
                 yield unit
                 if durable:  # waits for the disk: let the loop go on meanwhile
-                    await asyncio.shield(asyncio.to_thread(self.writer.execute, "COMMIT"))
+                    cancelled = await _to_the_end(asyncio.to_thread(self.writer.execute, "COMMIT"))
                 else:
                     self.writer.execute("COMMIT")
             except BaseException as error:
@@ -170,6 +171,8 @@ class Database:
                 self._current = None
             for callback in unit.on_commit:
                 callback()
+            if cancelled:
+                raise asyncio.CancelledError
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
@@ -236,6 +239,21 @@ class Database:
             self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self.writer.close()
         self._lock_file.close()
+
+
+async def _to_the_end(work: Coroutine[Any, Any, Any]) -> bool:
+    """Wait for work that must not be left half done; return whether the waiting task was cancelled meanwhile.
+
+    A commit that runs on in its thread while the caller rolls back would leave the log's offsets behind the file's.
+    """
+    task, cancelled = asyncio.ensure_future(work), False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    task.result()
+    return cancelled
 
 
 async def _in_thread(connection: sqlite3.Connection, sql: str) -> None:

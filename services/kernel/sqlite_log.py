@@ -158,6 +158,10 @@ class SqliteLog:
             ends = {place: self._next[place] for place in touched}
         return position_of(ends)
 
+    async def wait_open(self) -> None:
+        """Wait while a rebuild wants the log to stand still; for those who publish in a unit of work of their own."""
+        await self._open.wait()
+
     def _partition(self, message: Message) -> int:
         if message.partition is not None:
             return message.partition
