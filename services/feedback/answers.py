@@ -33,7 +33,7 @@ KINDS: dict[str, type[Event]] = {
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 RATING_UNIT = 1_000_000  # a rating is 0..1 in millionths
 SCALE_MAX = 5
-TIME_MS_MAX = 253_402_300_799_000  # the end of the year 9999: beyond it, a time cannot be written as a date
+TIME_MS_MAX = 253_370_764_799_999  # the year 9998: the windows of it end within what a timestamp can say
 
 
 class Key(NamedTuple):
@@ -173,13 +173,13 @@ def milliseconds(timestamp: Timestamp, fallback_ms: int) -> int:
     """A timestamp as milliseconds since the epoch; `fallback_ms` where it is not set.
 
     Raises:
-        InvalidInputError: it is before 1970 or after 9999.
+        InvalidInputError: it is before 1970 or after 9998.
     """
     if timestamp.seconds == 0 and timestamp.nanos == 0:
         return fallback_ms
     time_ms = timestamp.seconds * 1000 + timestamp.nanos // 1_000_000
     if not 0 <= time_ms <= TIME_MS_MAX:
-        raise InvalidInputError(f"a time of {timestamp.seconds} seconds is not between the years 1970 and 9999")
+        raise InvalidInputError(f"a time of {timestamp.seconds} seconds is not between the years 1970 and 9998")
     return time_ms
 
 

@@ -4,6 +4,7 @@ A person who was erased is remembered by name, with the time of the request, so 
 in is refused whenever it comes. An answer that was erased is remembered by its id, and so are its ratings refused.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, assert_never
@@ -18,7 +19,6 @@ from services.feedback.answers import (
     Key,
     Rating,
     Turn,
-    answer_key,
     classified_of,
     conversation_key,
     event_of,
@@ -31,7 +31,7 @@ from services.feedback.answers import (
     turn_of,
 )
 from services.kernel import topics
-from services.kernel.log import DEFAULT_TENANT, Message, Record, key_of, message_of
+from services.kernel.log import Message, Record, key_of, message_of
 from services.kernel.processor import APPLIED, SUPERSEDED, Decision
 from services.kernel.windows import EventTime
 
@@ -52,14 +52,14 @@ class Erasure(NamedTuple):
     Attributes:
         request: the request.
         until_ms: what is newer than this is not the request's.
-        found: what was found, and is removed.
-        conversations: conversations of which every turn was the subject's.
+        related: the answers that went, and the conversations of which every turn was the subject's, by id.
+        removed: how many turns, ratings and classifications went.
     """
 
     request: common_pb2.ErasureRequested
     until_ms: int
-    found: Sequence[Found]
-    conversations: Sequence[str]
+    related: Sequence[str]
+    removed: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -88,8 +88,8 @@ class Answers:
     known: dict[Key, Answer] = field(default_factory=dict)
     newest_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     forgotten: dict[Key, int] = field(default_factory=dict)
-    subjects: Mapping[str, Sequence[Found]] = field(default_factory=dict)
-    sole_conversations: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    subjects: dict[str, list[Found]] = field(default_factory=dict)
+    sole_conversations: dict[str, list[str]] = field(default_factory=dict)
     turns: dict[Key, tuple[Turn, Record]] = field(default_factory=dict)
     ratings: dict[tuple[Key, str], tuple[Rating, Record]] = field(default_factory=dict)
     classified: dict[Key, tuple[Classified, Record]] = field(default_factory=dict)
@@ -176,17 +176,22 @@ def _refuse(state: Answers, key: Key, turn: Turn, until_ms: int, record: Record)
         _remove(state, conversation, until_ms, record)
 
 
-def _remove(state: Answers, key: Key, until_ms: int, record: Record) -> None:
-    """Remove an answer, or the ratings of a conversation up to a time."""
+def _remove(state: Answers, key: Key, until_ms: int, record: Record) -> Counter[str]:
+    """Remove an answer, or the ratings of a conversation up to a time; return how many of what went."""
     answer = state.answer(key)
-    if until_ms == FOR_EVER_MS:
+    removed: Counter[str] = Counter()
+    if until_ms == FOR_EVER_MS and answer.turn is not None:
         answer.turn = None
+        removed["turns"] += 1
     for rater in [rater for rater, rating in answer.ratings.items() if rating.rated_ms <= until_ms]:
         del answer.ratings[rater]
+        removed["ratings"] += 1
     if answer.classified is not None and answer.classified.written_ms <= until_ms:
         answer.classified = None
+        removed["classifications"] += 1
     state.removed[key] = max(until_ms, state.removed.get(key, -1))
     state.touched[key] = record.timestamp_ms
+    return removed
 
 
 def _rating(state: Answers, event: events_pb2.AnswerRated, record: Record) -> Decision:
@@ -221,21 +226,28 @@ def _classification(state: Answers, event: events_pb2.TurnClassified, record: Re
 
 def _erasure(state: Answers, event: common_pb2.ErasureRequested, record: Record) -> Decision:
     until_ms = milliseconds(event.requested_at, record.timestamp_ms)
-    tenant = event.tenant or DEFAULT_TENANT
     for name in names_of_erasure(event):
         state.remember(name, until_ms)
-    found = state.subjects.get(event.erasure_id, ())
-    for thing in found:
+    removed: Counter[str] = Counter(turns=0, ratings=0, classifications=0)
+    answers = []
+    for thing in state.subjects.get(event.erasure_id, ()):
         if thing.rater:
-            state.removed_ratings.add((thing.key, thing.rater))
-            state.answer(thing.key).ratings.pop(thing.rater, None)
-            state.touched[thing.key] = record.timestamp_ms
+            removed["ratings"] += _remove_rating(state, thing, record)
             continue
+        answers.append(thing.key.subject.removeprefix("answer:"))
         state.remember(thing.key, FOR_EVER_MS)
-        _remove(state, thing.key, FOR_EVER_MS, record)
+        removed.update(_remove(state, thing.key, FOR_EVER_MS, record))
         if thing.conversation_id:
-            conversation = conversation_key(tenant, thing.conversation_id)
+            conversation = conversation_key(event.tenant, thing.conversation_id)
             state.remember(conversation, until_ms)
-            _remove(state, conversation, until_ms, record)
-    state.erasures.append(Erasure(event, until_ms, found, state.sole_conversations.get(event.erasure_id, ())))
+            removed.update(_remove(state, conversation, until_ms, record))
+    related = [*answers, *state.sole_conversations.get(event.erasure_id, ())]
+    state.erasures.append(Erasure(event, until_ms, list(dict.fromkeys(related)), removed))
     return APPLIED
+
+
+def _remove_rating(state: Answers, thing: Found, record: Record) -> int:
+    """Remove what an erased person said of somebody else's answer."""
+    state.removed_ratings.add((thing.key, thing.rater))
+    state.touched[thing.key] = record.timestamp_ms
+    return int(state.answer(thing.key).ratings.pop(thing.rater, None) is not None)

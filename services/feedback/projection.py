@@ -12,10 +12,10 @@ from google.protobuf.message import DecodeError
 
 from headwater.feedback.v1 import events_pb2
 from services.feedback.answers import Answer, Key, answer_key, conversation_key
-from services.feedback.kpis import Computed, Kpi, corrected, group_of, observation_of, parts_of
+from services.feedback.kpis import Computed, Kpi, corrected, observation_of, parts_of
 from services.kernel import topics
 from services.kernel.errors import InvalidInputError
-from services.kernel.log import DEFAULT_TENANT, SEPARATOR, Message, Record, key_of, message_of
+from services.kernel.log import SEPARATOR, Message, Record, key_of, message_of
 from services.kernel.processor import APPLIED, SUPERSEDED, Decision
 from services.kernel.windows import CellKey, Change, Entry, WindowTable
 
@@ -133,10 +133,9 @@ def _continuations(state: Observations) -> Iterator[Message]:
 
 
 def _message(state: Observations, row: KpiRow) -> Message:
-    tenant, _ = parts_of(row.key.group)
-    clock = state.clocks.get(tenant or DEFAULT_TENANT, Clock())
-    event = kpi_event(row, clock.watermark_ms)
-    key = key_of(tenant, row.computed.kpi, row.key.spec, str(row.key.start_ms), str(row.key.end_ms), row.key.group)
+    tenant, _, dimensions = row.key.group.partition(SEPARATOR)
+    event = kpi_event(row, state.clocks.get(tenant, Clock()).watermark_ms)
+    key = key_of(tenant, row.computed.kpi, row.key.spec, str(row.key.start_ms), str(row.key.end_ms), dimensions)
     return message_of(topics.KPIS, key, event, state.newest_ms)
 
 
@@ -156,8 +155,3 @@ def kpi_event(row: KpiRow, watermark_ms: int | None) -> events_pb2.KpiComputed:
     event.window_start.FromMilliseconds(row.key.start_ms)
     event.window_end.FromMilliseconds(row.key.end_ms)
     return event
-
-
-def total_group(tenant: str) -> str:
-    """The group of all observations of a tenant."""
-    return group_of(tenant, {})

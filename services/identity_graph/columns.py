@@ -5,7 +5,7 @@ number in `customer_id` counts within its source only, for every system counts f
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from services.identity_graph.normalise import junk_test, normaliser, word_set
@@ -108,12 +108,7 @@ class Extractor:
         """
         if not key.keys() <= row.keys():
             row = {**key, **row}
-        columns = tuple(_paths(row)) if dict in map(type, row.values()) else tuple(row)
-        shape = self._shapes.get((source, entity, columns, len(key)))
-        if shape is None:
-            if len(self._shapes) >= REMEMBERED_SHAPES:
-                self._shapes.clear()
-            shape = self._shapes[source, entity, columns, len(key)] = self._shape(source, entity, tuple(key), columns)
+        shape = self._shape(source, entity, key, row)
         if not shape.person:
             return None
         found: list[Entry] = []
@@ -126,7 +121,21 @@ class Extractor:
                 found.extend((name, *known) for item in _texts(value) if (known := read(item)))
         return tuple(found) if len(found) < 2 else tuple(sorted(set(found)))
 
-    def _shape(
+    def columns(self, source: str, entity: str, key: Mapping[str, Any], row: Mapping[str, Any]) -> frozenset[str]:
+        """Return the outer names of the columns of a row that hold identifiers."""
+        return frozenset(column.path[0] for column in self._shape(source, entity, key, {**key, **row}).columns)
+
+    def _shape(self, source: str, entity: str, key: Mapping[str, Any], row: Mapping[str, Any]) -> _Shape:
+        columns = tuple(_paths(row)) if dict in map(type, row.values()) else tuple(row)
+        place = (source, entity, columns, len(key))
+        shape = self._shapes.get(place)
+        if shape is None:
+            if len(self._shapes) >= REMEMBERED_SHAPES:
+                self._shapes.clear()
+            shape = self._shapes[place] = self._make_shape(source, entity, tuple(key), columns)
+        return shape
+
+    def _make_shape(
         self, source: str, entity: str, key: tuple[str, ...], columns: tuple[str | tuple[str, ...], ...]
     ) -> _Shape:
         entity_rule = self._settings.entities.get((source, entity), EntityRule())
@@ -237,7 +246,20 @@ def _texts(value: object) -> Iterator[str]:
                 yield from _texts(item)
 
 
-def without(entries: Iterable[Entry], columns: Iterable[str]) -> list[Entry]:
+def without(entries: Iterable[Entry], columns: Collection[str]) -> list[Entry]:
     """Return the entries that are not of some columns (nor within them)."""
-    outer = set(columns)
-    return [entry for entry in entries if entry[0] not in outer and entry[0].partition(".")[0] not in outer]
+    return [entry for entry in entries if not _is_of(entry, columns)]
+
+
+def of_columns(entries: Iterable[Entry], columns: Collection[str]) -> list[Entry]:
+    """Return the entries that are of some columns (or within them)."""
+    return [entry for entry in entries if _is_of(entry, columns)]
+
+
+def merged(*parts: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Return all entries in a canonical order."""
+    return tuple(sorted({entry for part in parts for entry in part}))
+
+
+def _is_of(entry: Entry, columns: Collection[str]) -> bool:
+    return entry[0] in columns or entry[0].partition(".")[0] in columns

@@ -14,7 +14,9 @@ def build(platform: Platform) -> Service:
     settings = from_config(platform.settings.table("ingest"))
     platform.database.migrate("ingest", SCHEMA)
     api = IngestApi(Ingestion(platform.log, platform.clock, settings))
-    folders = [FolderSource(folder, settings, platform.database, platform.clock) for folder in settings.folders]
+    folders = [
+        FolderSource(folder, settings, platform.database, platform.log, platform.clock) for folder in settings.folders
+    ]
 
     async def check() -> list[operations_pb2.Check]:
         return [await folder.check() for folder in folders]

@@ -13,6 +13,7 @@ import orjson
 
 from headwater.ingest.v1 import events_pb2, service_pb2
 from services.ingest.batching import Batch, LineCutter, array_batches
+from services.ingest.media_types import media_type
 from services.kernel.errors import InvalidInputError, NotFoundError, from_rpc
 
 if TYPE_CHECKING:
@@ -82,14 +83,16 @@ async def push_file(
         UnavailableError: the service went away; what was acknowledged before is in the log.
     """
     if not isinstance(path_or_stdin, str | Path):
-        return await _push_stream_of(stub, path_or_stdin, "-", source, format_, on_progress)
+        return await _push_stream_of(stub, path_or_stdin, "-", source=source, format_=format_, on_progress=on_progress)
     if str(path_or_stdin) == STANDARD_INPUT:
-        return await _push_stream_of(stub, sys.stdin.buffer, "-", source, format_, on_progress)
+        return await _push_stream_of(
+            stub, sys.stdin.buffer, "-", source=source, format_=format_, on_progress=on_progress
+        )
     path = Path(path_or_stdin)
     with _opened(path) as stream:
         if _is_document(path, format_, stream):
             return await _push_document(stub, path, source, on_progress)
-        return await _push_stream_of(stub, stream, str(path), source, format_, on_progress)
+        return await _push_stream_of(stub, stream, str(path), source=source, format_=format_, on_progress=on_progress)
 
 
 async def push_batches(
@@ -166,20 +169,9 @@ def _is_document(path: Path, format_: str, stream: BinaryIO) -> bool:
 async def _push_document(
     stub: "IngestServiceAsyncStub", path: Path, source: str, on_progress: Progress | None
 ) -> Totals:
-    stat = path.stat()
-    if not stat.st_size:
+    document = await asyncio.to_thread(_document, path, source)
+    if not document.content:
         return _nothing(str(path))
-    if stat.st_size > DOCUMENT_BYTES_MAX:
-        raise InvalidInputError(f"{path} has {stat.st_size:,} bytes, the limit is {DOCUMENT_BYTES_MAX:,}: split it")
-    document = events_pb2.DocumentChange(
-        source=source or DEFAULT_SOURCE,
-        operation=events_pb2.DOCUMENT_OPERATION_PUT,
-        content=await asyncio.to_thread(path.read_bytes),
-        media_type=_media_type(path),
-        name=path.name,
-        uri=str(path.absolute()),
-    )
-    document.occurred_at.FromNanoseconds(stat.st_mtime_ns)
     try:
         answer = await stub.PutDocument(service_pb2.PutDocumentRequest(document=document))
     except grpc.aio.AioRpcError as error:
@@ -189,24 +181,33 @@ async def _push_document(
     return Totals(read=1, accepted=1, position_token=answer.position_token)
 
 
-def _media_type(path: Path) -> str:
-    import mimetypes
-
-    return mimetypes.guess_type(path.name)[0] or ""
+def _document(path: Path, source: str) -> events_pb2.DocumentChange:
+    status = path.stat()
+    if status.st_size > DOCUMENT_BYTES_MAX:
+        raise InvalidInputError(f"{path} has {status.st_size:,} bytes, the limit is {DOCUMENT_BYTES_MAX:,}: split it")
+    document = events_pb2.DocumentChange(
+        source=source or DEFAULT_SOURCE,
+        operation=events_pb2.DOCUMENT_OPERATION_PUT,
+        content=path.read_bytes(),
+        media_type=media_type(path.name),
+        name=path.name,
+        uri=str(path.absolute()),
+    )
+    document.occurred_at.FromNanoseconds(status.st_mtime_ns)
+    return document
 
 
 async def _push_stream_of(
     stub: "IngestServiceAsyncStub",
     stream: BinaryIO,
     origin: str,
+    *,
     source: str,
     format_: str,
     on_progress: Progress | None,
 ) -> Totals:
     records = _records_of(stream, origin)
-    totals = await push_batches(
-        stub, records, source=source, format_=format_, origin=origin, on_progress=on_progress
-    )
+    totals = await push_batches(stub, records, source=source, format_=format_, origin=origin, on_progress=on_progress)
     return totals if totals.read else _nothing(origin)
 
 

@@ -5,14 +5,14 @@ A file is one document, `source/path`. A `.jsonl` file of documents (as corpora 
 """
 
 import hashlib
-import mimetypes
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from headwater.ingest.v1 import events_pb2
 from services.ingest.decoders import documents
-from services.ingest.decoders.common import DecodeError, Hints, parse
+from services.ingest.decoders.common import DecodeError, Hints, parse, parse_object
 from services.ingest.folder_files import Listing, Stat
+from services.ingest.media_types import media_type
 from services.ingest.settings import FolderSettings
 
 _LINE_SUFFIXES = (".jsonl", ".ndjson")
@@ -49,7 +49,7 @@ def documents_of(path: str, content: bytes, folder: FolderSettings) -> FileDocum
         document_id=f"{folder.source}/{path}",
         operation=events_pb2.DOCUMENT_OPERATION_PUT,
         content=content,
-        media_type=mimetypes.guess_type(path)[0] or "",
+        media_type=media_type(path),
         name=path.rpartition("/")[2],
         metadata={"path": path},
         access=folder.access,
@@ -70,24 +70,22 @@ def _holds_documents(content: bytes) -> bool:
 def _lines(path: str, content: bytes, folder: FolderSettings) -> FileDocuments:
     found: dict[str, events_pb2.DocumentChange] = {}
     bad: list[BadLine] = []
-    hints = Hints(source=f"{folder.source}/{path}#", tenant=folder.tenant)
+    hints = Hints(source=folder.source, tenant=folder.tenant)
     for number, line in enumerate(content.split(b"\n"), 1):
         if not line or line.isspace():
             continue
         try:
-            (document,) = documents.decode(line, hints)
+            document = documents.to_document(parse_object(line), hints, f"{folder.source}/{path}#")
         except DecodeError as error:
             bad.append(BadLine(number, line, str(error)))
             continue
-        assert isinstance(document, events_pb2.DocumentChange)  # noqa: S101 - what that decoder returns
         if document.operation == events_pb2.DOCUMENT_OPERATION_DELETE:
-            found.pop(document.document_id.replace("#/", "#", 1), None)
+            found.pop(document.document_id, None)
             continue
-        document.document_id = document.document_id.replace("#/", "#", 1)
-        document.source = folder.source
-        document.uri = document.uri or f"{folder.path / path}#{number}"
-        document.access.extend(label for label in folder.access if label not in document.access)
+        document.uri = document.uri or str(folder.path / path)
         document.metadata["path"] = path
+        if not document.access:
+            document.access.extend(folder.access)
         found[document.document_id] = document
     return FileDocuments(found, bad)
 
@@ -104,15 +102,15 @@ class Plan(NamedTuple):
     gone: list[str]
 
 
-def plan(known: Mapping[str, Stat], listing: Listing, *, all_again: bool = False) -> Plan:
+def plan(known: Mapping[str, Stat], listing: Listing, again: Collection[str] = ()) -> Plan:
     """Compare what is known with what is there.
 
     Args:
         known: the files that were there before, among those that were looked for now.
         listing: the files that are there.
-        all_again: read them whether they look changed or not.
+        again: files to read whether they look changed or not.
     """
-    changed = [path for path, stat in listing.found.items() if all_again or known.get(path) != stat]
+    changed = [path for path, stat in listing.found.items() if known.get(path) != stat or path in again]
     unreadable = set(listing.unreadable)
     gone = [path for path in known if path not in listing.found and not _is_below(path, unreadable)]
     return Plan(changed, gone)

@@ -3,6 +3,7 @@
 import fnmatch
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ _RACY_NS = 2_000_000_000  # no file system's clock is coarser
 
 
 class FolderGoneError(Exception):
-    """The folder itself is not there (any more), which says nothing about its files."""
+    """The folder itself is not there (any more), which says nothing about its files. The message says why."""
 
 
 class Stat(NamedTuple):
@@ -74,10 +75,10 @@ def identity(root: Path) -> tuple[int, int]:
     """
     try:
         status = root.stat()
-        if not root.is_dir():
-            raise FolderGoneError
     except OSError as error:
-        raise FolderGoneError from error
+        raise FolderGoneError(f"{root} is not there ({error.strerror})") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise FolderGoneError(f"{root} is not a folder")
     return status.st_dev, status.st_ino
 
 
@@ -99,11 +100,14 @@ def list_files(root: Path, selection: Selection, bytes_max: int, below: str = ""
             entries = list(os.scandir(root / folder))
         except OSError as error:
             if not folder:
-                raise FolderGoneError from error
+                raise FolderGoneError(f"{root} cannot be read ({error.strerror})") from error
             listing.unreadable.append(folder)
             continue
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
+            if not _is_text(entry.name):
+                listing.unreadable.append(repr(path))
+                continue
             try:
                 if entry.is_dir(follow_symlinks=False):
                     pending.extend(() if entry.name.startswith(".") else (path,))
@@ -119,6 +123,15 @@ def _list_file(listing: Listing, path: str, status: os.stat_result, bytes_max: i
         listing.too_large.append(path)
     else:
         listing.found[path] = Stat(status.st_mtime_ns, status.st_size)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is text; file systems allow any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _inside(entry: "os.DirEntry[str]", real_root: str) -> bool:
@@ -172,9 +185,9 @@ def read_files(root: Path, paths: Sequence[str], bytes_max: int, batch_bytes: in
             yield Content(path, None, Stat(UNSURE, 0), 0)
             continue
         young = now_ns - status.st_mtime_ns < _RACY_NS
-        stat = Stat(UNSURE if young else status.st_mtime_ns, len(content))
+        known_as = Stat(UNSURE if young else status.st_mtime_ns, len(content))
         # A file that has grown beyond the limit since it was listed is left to the next look at it.
-        yield Content(path, content if len(content) <= bytes_max else None, stat, status.st_mtime_ns)
+        yield Content(path, content if len(content) <= bytes_max else None, known_as, status.st_mtime_ns)
         total += len(content)
         if total > batch_bytes:
             return

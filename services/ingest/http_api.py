@@ -1,9 +1,9 @@
 """Ingest over HTTP, for applications that do not speak gRPC; mounted into the process's one HTTP server.
 
-    POST   /v1/changes               native changes: JSON lines or a JSON array (?format= and ?source= as with gRPC)
-    POST   /v1/documents             documents as JSON (`{"id": …, "text": …}`; lines or an array) with ?source=; or, with
-                                     any other content type, one document as it is, with ?source=, ?name=, ?access=, ?uri=
-    DELETE /v1/documents/SOURCE/NAME takes a document away
+    POST   /v1/changes                native changes: JSON lines or a JSON array (?format= and ?source= as with gRPC)
+    POST   /v1/documents              documents as JSON (`{"id": …, "text": …}`; lines or an array), with ?source=
+    POST   /v1/documents?name=NAME    one document as it is, with ?source=, ?access= (repeated) and ?uri=
+    DELETE /v1/documents/SOURCE/NAME  takes a document away
 
 The answer comes when everything is in the log: `{"position_token": …, "read": …, "accepted": …, "skipped": …,
 "dead_lettered": …, "errors": […]}`. Records that cannot be decoded go to dead_letters; the others are accepted.
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 ARRAY_BYTES_MAX = 16 << 20
-_JSON = ("application/json", "application/x-ndjson", "application/jsonl", "application/octet-stream")
 _STATUS: dict[type[HeadwaterError], int] = {
     InvalidInputError: 400,
     PermissionDeniedError: 403,
@@ -71,7 +70,7 @@ class _Routes:
 
     async def documents(self, request: "web.Request") -> dict[str, Any]:
         """Push documents as JSON, or put one as it is."""
-        if "name" not in request.query and request.content_type in _JSON:
+        if "name" not in request.query:
             return await self._push(request, "documents")
         document = events_pb2.DocumentChange(
             tenant=request.get("tenant", ""),
@@ -79,7 +78,7 @@ class _Routes:
             operation=events_pb2.DOCUMENT_OPERATION_PUT,
             content=await _whole(request, DOCUMENT_BYTES_MAX),
             media_type="" if request.content_type == "application/octet-stream" else request.content_type,
-            name=request.query.get("name", ""),
+            name=request.query["name"],
             access=request.query.getall("access", []),
             uri=request.query.get("uri", ""),
         )

@@ -11,7 +11,7 @@ from prometheus_client import Counter
 from headwater.ingest.v1 import events_pb2, service_pb2
 from services.ingest.decoders.common import DecodeError, Hints
 from services.ingest.decoders.detect import FORMATS
-from services.ingest.messages import Instant, dead_letter, messages_of
+from services.ingest.messages import Instant, Offer, dead_letter, messages_of
 from services.ingest.settings import Settings
 from services.ingest.validation import checked_change, checked_document, checked_tenant
 from services.kernel import topics
@@ -25,13 +25,23 @@ ERRORS_MAX = 5
 
 
 class Outcome(NamedTuple):
-    """What became of a number of records, and how far the log is then."""
+    """What became of a number of records."""
 
     read: int = 0
     accepted: int = 0
     skipped: int = 0
     dead_lettered: int = 0
     errors: tuple[str, ...] = ()
+
+    def plus(self, other: "Outcome") -> "Outcome":
+        """The sums, and the first few errors."""
+        return Outcome(
+            self.read + other.read,
+            self.accepted + other.accepted,
+            self.skipped + other.skipped,
+            self.dead_lettered + other.dead_lettered,
+            (self.errors + other.errors)[:ERRORS_MAX],
+        )
 
 
 class Ingestion:
@@ -79,10 +89,10 @@ class Ingestion:
         for start in range(0, len(request.records), SLICE_RECORDS):
             part, messages = self._decode(request, format_, start)
             await self._append(messages, reached)
-            total = Outcome(*(a + b for a, b in zip(total, part, strict=True)))
+            total = total.plus(part)
         for name in ("accepted", "skipped", "dead_lettered"):
             RECORDS.labels(name).inc(getattr(total, name))
-        return total._replace(errors=total.errors[:ERRORS_MAX])
+        return total
 
     async def put_document(self, document: events_pb2.DocumentChange, reached: Offsets) -> str:
         """Append a document change.
@@ -121,7 +131,7 @@ class Ingestion:
                 origin = _origin(request, index)
                 dead_lettered += 1
                 errors.append(f"{origin}: {error}")
-                messages.append(dead_letter(record, str(error), format_, origin, tenant, request.source, now))
+                messages.append(dead_letter(record, str(error), Offer(format_, origin, tenant, request.source), now))
                 continue
             if not events:
                 skipped += 1
@@ -151,4 +161,3 @@ def _origin(request: service_pb2.PushRawRequest, index: int) -> str:
     """Where a record comes from: file and line, where they are known."""
     name = request.origin or request.source or "push"
     return f"{name}:{request.first_line + index}" if request.first_line else name
-

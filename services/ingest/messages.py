@@ -1,6 +1,7 @@
 """Changes, documents and dead letters as messages of the log: keys, partitions, times. Pure."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from headwater.common.v1 import events_pb2 as common_pb2
 from headwater.ingest.v1 import events_pb2
@@ -43,31 +44,42 @@ def messages_of(event: Decoded, partitions: int, now: Instant) -> Sequence[Messa
     return [Message(topics.CHANGES, key, value, _CHANGE, timestamp_ms, partition) for partition in range(partitions)]
 
 
-def dead_letter(
-    record: bytes, error: str, format_: str, origin: str, tenant: str, source: str, now: Instant
-) -> Message:
+class Offer(NamedTuple):
+    """How a record was offered.
+
+    Attributes:
+        format_: the format that it was offered as.
+        origin: where it comes from, for a person: a file and line.
+        tenant: whose it is.
+        source: the source's name that it was offered under.
+    """
+
+    format_: str
+    origin: str
+    tenant: str
+    source: str
+
+
+def dead_letter(record: bytes, error: str, offer: Offer, now: Instant) -> Message:
     """The message that keeps a record which could not be decoded.
 
     Args:
         record: the record, byte for byte.
         error: why.
-        format_: the format that it was offered as.
-        origin: where it comes from, for a person: a file and line.
-        tenant: whose it is.
-        source: the source's name that it was offered under.
+        offer: how it was offered.
         now: the time.
     """
     letter = common_pb2.DeadLetter(
-        stage=f"ingest.{format_}",
+        stage=f"ingest.{offer.format_}",
         error=error,
         attempts=1,
         value=record,
-        type=format_,
-        origin=origin,
-        tenant=tenant,
-        source=source,
+        type=offer.format_,
+        origin=offer.origin,
+        tenant=offer.tenant,
+        source=offer.source,
     )
     letter.occurred_at.seconds, letter.occurred_at.nanos = now
     timestamp_ms = now[0] * 1_000 + now[1] // 1_000_000
-    key = key_of(tenant, origin)
+    key = key_of(offer.tenant, offer.origin)
     return Message(topics.DEAD_LETTERS, key, letter.SerializeToString(), _DEAD_LETTER, timestamp_ms)

@@ -1,20 +1,20 @@
 """The settings of ingest: the table [ingest] of the configuration.
 
-    [ingest]
-    record_bytes_max = 4194304       # a longer record goes to dead_letters
-    document_bytes_max = 16777216    # a longer document is refused; a longer file of a folder is left out
-    rescan_s = 60.0                  # how often watched folders are compared with what is known of them
+[ingest]
+record_bytes_max = 4194304       # a longer record goes to dead_letters
+document_bytes_max = 16777216    # a longer document is refused; a longer file of a folder is left out
+rescan_s = 60.0                  # how often watched folders are compared with what is known of them
 
-    [ingest.keys]                    # key columns of events that come without their key; by default `id`
-    "crm/customers" = ["customer_no"]
+[ingest.keys]                    # key columns of events that come without their key; by default `id`
+"crm/customers" = ["customer_no"]
 
-    [[ingest.folders]]               # folders whose files are documents
-    path = "policies"
-    source = "policies"              # by default the folder's name
-    tenant = ""
-    access = ["staff"]               # labels of which a reader needs one; none means everyone
-    include = ["*.md", "*.pdf"]      # patterns of names or paths; by default everything
-    exclude = ["drafts/*"]           # beside hidden files and the temporary files of editors and browsers
+[[ingest.folders]]               # folders whose files are documents
+path = "policies"
+source = "policies"              # by default the folder's name
+tenant = ""
+access = ["staff"]               # labels of which a reader needs one; none means everyone
+include = ["*.md", "*.pdf"]      # patterns of names or paths; by default everything
+exclude = ["drafts/*"]           # beside hidden files and the temporary files of editors and browsers
 """
 
 from collections.abc import Mapping, Sequence

@@ -26,7 +26,9 @@ def checked_change(change: events_pb2.Change, where: str, bytes_max: int) -> eve
         InvalidInputError: a field is missing or is not what it should be.
     """
     if change.ByteSize() > bytes_max:
-        raise InvalidInputError(f"{where} has {change.ByteSize():,} bytes, the limit is {bytes_max:,}: push less in one")
+        raise InvalidInputError(
+            f"{where} has {change.ByteSize():,} bytes, the limit is {bytes_max:,}: push less in one"
+        )
     result = events_pb2.Change()
     result.CopyFrom(change)
     result.tenant = checked_tenant(change.tenant, where)

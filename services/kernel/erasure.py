@@ -16,6 +16,7 @@ from headwater.common.v1 import events_pb2
 from services.kernel import topics
 from services.kernel.log import SEPARATOR, Message, Record, message_of
 from services.kernel.service import Platform
+from services.kernel.sqlite_retention import Retention
 
 # These tell of the erasure itself: ids only.
 KEPT = frozenset({topics.ERASURES, topics.ERASURES_DONE})
@@ -43,6 +44,7 @@ class LogErasure:
 
     def __init__(self, platform: Platform, services: Collection[str]) -> None:
         self._log, self._database, self._clock = platform.log, platform.database, platform.clock
+        self._retention = Retention(platform.log, platform.database)
         self._services = frozenset(services)
 
     async def run(self) -> None:
@@ -77,9 +79,9 @@ class LogErasure:
         related = {name for answer in answers.values() for name in answer.related_ids}
         ids = {*request.records, *request.profile_ids, *related} - {""}
         tenant = request.tenant or "default"
-        removed = await self._log.erase(lambda record: _names(record, tenant, ids), KEPT)
+        removed = await self._retention.erase(lambda record: _names(record, tenant, ids), KEPT)
         await self._database.scrub()
-        remaining = await self._log.erase(lambda record: _names(record, tenant, ids), KEPT, dry_run=True)
+        remaining = await self._retention.erase(lambda record: _names(record, tenant, ids), KEPT, dry_run=True)
         answer = events_pb2.ErasureDone(
             erasure_id=request.erasure_id, service=SERVICE, removed=removed, remaining=remaining
         )

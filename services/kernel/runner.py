@@ -20,6 +20,7 @@ from services.kernel.service import Peers, Platform, Service
 from services.kernel.settings import Settings
 from services.kernel.sqlite import Database
 from services.kernel.sqlite_log import SqliteLog
+from services.kernel.sqlite_retention import Retention
 from services.kernel.topics import TOPICS
 
 GRACE_S = 5.0
@@ -83,9 +84,10 @@ class Runtime:
         self._tasks.append(asyncio.create_task(_keep_running(name, work), name=name))
 
     async def _clean_forever(self) -> None:
+        retention = Retention(self.platform.log, self.platform.database)
         while True:
             await asyncio.sleep(CLEAN_EVERY_S)
-            removed = await self.platform.log.clean()
+            removed = await retention.clean()
             log.info("log.cleaned", removed=removed)
 
     async def _report_health(self) -> None:

@@ -1,15 +1,13 @@
-"""The embedded log: topics, partitions, consumer groups, retention and compaction in the installation's database.
+"""The embedded log: topics, partitions and consumer groups in the installation's database.
 
 Every partition is a table whose rowid is the offset. There is one writer, so offsets are handed out in the order of
 commits: a reader cannot pass a record that is not committed yet.
 """
 
 import asyncio
-import itertools
 import time
-import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import orjson
@@ -42,7 +40,6 @@ SCHEMA = (
          PRIMARY KEY (name, topic, partition)) WITHOUT ROWID""",
 )
 DEFAULT_PARTITIONS = 4
-KEYS_PER_PASS = 200_000
 
 
 class _Waiters:
@@ -131,13 +128,14 @@ class SqliteLog:
         for partition in range(partitions):
             unit.execute("INSERT INTO log_partitions VALUES (?, ?, 0)", (spec.name, partition))
             unit.execute(
-                f"""CREATE TABLE {self._table(spec.name, partition)} (
+                f"""CREATE TABLE {self.table(spec.name, partition)} (
                       offset INTEGER PRIMARY KEY, key BLOB, value BLOB, type TEXT NOT NULL, event_id TEXT NOT NULL,
                       happened_ms INTEGER NOT NULL, appended_ms INTEGER NOT NULL, headers TEXT)"""
             )
             self._next[spec.name, partition] = self._ends[spec.name, partition] = 0
 
-    def _table(self, topic: str, partition: int) -> str:
+    def table(self, topic: str, partition: int) -> str:
+        """Return the name of a partition's table."""
         return f"log_{self._ids[topic]}_{partition}"
 
     def partitions(self, topic: str) -> int:
@@ -192,7 +190,7 @@ class SqliteLog:
         unit.on_rollback.append(lambda: self._next.update(before))
         for place, bucket in rows.items():
             self._next[place] += len(bucket)
-            unit.executemany(f"INSERT INTO {self._table(*place)} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", bucket)
+            unit.executemany(f"INSERT INTO {self.table(*place)} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", bucket)
             unit.execute(
                 "UPDATE log_partitions SET next_offset=? WHERE topic=? AND partition=?",
                 (self._next[place], *place),
@@ -213,7 +211,7 @@ class SqliteLog:
         self.partitions(topic)
         records, size = [], 0
         cursor = self._database.reader.execute(
-            f"SELECT offset, key, value, type, event_id, happened_ms, headers FROM {self._table(topic, partition)} "
+            f"SELECT offset, key, value, type, event_id, happened_ms, headers FROM {self.table(topic, partition)} "
             "WHERE offset>=? ORDER BY offset LIMIT ?",
             (offset, max_records),
         )
@@ -363,7 +361,7 @@ class SqliteLog:
                 offset = self.next_of(group, (topic, partition))
                 if self.has((topic, partition), offset):
                     row = self._database.reader.execute(
-                        f"SELECT happened_ms FROM {self._table(topic, partition)} WHERE offset>=? "
+                        f"SELECT happened_ms FROM {self.table(topic, partition)} WHERE offset>=? "
                         "ORDER BY offset LIMIT 1",
                         (offset,),
                     ).fetchone()
@@ -373,7 +371,7 @@ class SqliteLog:
     def count(self, topic: str) -> int:
         """Return how many records a topic holds."""
         return sum(
-            self._database.reader.execute(f"SELECT count(*) FROM {self._table(topic, p)}").fetchone()[0]
+            self._database.reader.execute(f"SELECT count(*) FROM {self.table(topic, p)}").fetchone()[0]
             for p in range(self.partitions(topic))
         )
 
@@ -415,124 +413,14 @@ class SqliteLog:
             for group in groups:
                 self._muted.pop(group, None)
 
-    async def erase(
-        self, matches: Callable[[Record], bool], kept_topics: Collection[str], *, dry_run: bool = False
-    ) -> dict[str, int]:
-        """Remove every record that matches, whatever the topic's retention.
-
-        Args:
-            matches: tells whether a record has to go.
-            kept_topics: topics that are not looked at.
-            dry_run: only count.
-
-        Returns:
-            How many records went (or would have gone), per topic that had any.
-        """
-        counts: dict[str, int] = defaultdict(int)
-        for topic, partition in list(self._next):
-            if topic in kept_topics:
-                continue
-            offset = 0
-            while records := await self.read(topic, partition, offset):
-                offset = records[-1].offset + 1
-                gone = [(record.offset,) for record in records if matches(record)]
-                if gone:
-                    counts[topic] += len(gone)
-                    if not dry_run:
-                        async with self._database.transaction() as unit:
-                            unit.executemany(f"DELETE FROM {self._table(topic, partition)} WHERE offset=?", gone)
-                await asyncio.sleep(0)
-        return dict(counts)
-
-    async def clean(self, now_ms: int | None = None, *, slice_records: int = 20_000) -> int:
-        """Apply retention and compaction to every topic; return how many records went.
-
-        A record is removed only when every group that ever consumed its topic has passed it.
-
-        Args:
-            now_ms: the time, for records' age; now by default.
-            slice_records: how many records one unit of work looks at, so that writers get their turn in between.
-        """
-        now_ms = now_ms or time.time_ns() // 1_000_000
-        removed = 0
-        for topic, partition in list(self._next):
-            spec = self._specs[topic]
-            if spec.cleanup is Cleanup.DELETE:
-                removed += await self._retain(spec, partition, now_ms)
-            elif spec.cleanup is Cleanup.COMPACT:
-                removed += await self._compact(spec, partition, now_ms, slice_records)
-        return removed
-
-    def positions_of(self, group: str, topics: Collection[str]) -> Offsets:
-        """Return where a group stands in every partition of the topics."""
-        return {
-            (topic, partition): self.next_of(group, (topic, partition))
-            for topic in topics
-            for partition in range(self.partitions(topic))
-        }
-
-    def _floor(self, topic: str, partition: int) -> int:
-        """The offset below which every group is done with a partition."""
+    def floor(self, topic: str, partition: int) -> int:
+        """Return the offset below which every group that consumes a partition is done with it."""
         offsets = [places[topic, partition] for places in self._committed.values() if (topic, partition) in places]
         return min(offsets, default=self._ends[topic, partition])
 
-    async def _retain(self, spec: TopicSpec, partition: int, now_ms: int) -> int:
-        table, floor = self._table(spec.name, partition), self._floor(spec.name, partition)
-        removed = 0
-        async with self._database.transaction() as unit:
-            if spec.retention_ms is not None:
-                # Appended times only grow, so the first young record ends the search.
-                row = unit.execute(
-                    f"SELECT offset FROM {table} WHERE appended_ms>? ORDER BY offset LIMIT 1",
-                    (now_ms - spec.retention_ms,),
-                ).fetchone()
-                bound = min(floor, row[0] if row else self._ends[spec.name, partition])
-                removed += unit.execute(f"DELETE FROM {table} WHERE offset<?", (bound,)).rowcount
-            if spec.retention_bytes is not None:
-                sizes = unit.execute(
-                    f"SELECT offset, coalesce(length(key), 0) + coalesce(length(value), 0) FROM {table} "
-                    "ORDER BY offset DESC"
-                )
-                totals = itertools.accumulate(sizes, lambda a, b: (b[0], a[1] + b[1]))
-                bound = next((offset + 1 for offset, total in totals if total > spec.retention_bytes), 0)
-                removed += unit.execute(f"DELETE FROM {table} WHERE offset<?", (min(bound, floor),)).rowcount
-        return removed
-
-    async def _compact(self, spec: TopicSpec, partition: int, now_ms: int, slice_records: int) -> int:
-        """Remove what a later record of the same key supersedes, and old tombstones."""
-        table, floor = self._table(spec.name, partition), self._floor(spec.name, partition)
-        horizon = now_ms - spec.compaction_lag_ms
-        held = self._database.reader.execute(f"SELECT count(*) FROM {table} WHERE offset<?", (floor,)).fetchone()[0]
-        # Only the keys of one pass are in memory at a time, whatever the size of the partition.
-        passes = held // KEYS_PER_PASS + 1
-        removed = 0
-        for turn in range(passes):
-            newest: dict[bytes, int] = {}
-            for start in range(0, floor, slice_records):
-                newest.update(
-                    (key, offset)
-                    for offset, key in self._database.reader.execute(
-                        f"SELECT offset, key FROM {table} WHERE offset>=? AND offset<? AND key IS NOT NULL",
-                        (start, min(start + slice_records, floor)),
-                    )
-                    if zlib.crc32(key) % passes == turn
-                )
-                await asyncio.sleep(0)
-            for start in range(0, floor, slice_records):
-                stop = min(start + slice_records, floor)
-                async with self._database.transaction() as unit:
-                    rows = unit.execute(
-                        f"SELECT offset, key, value IS NULL FROM {table} "
-                        "WHERE offset>=? AND offset<? AND appended_ms<=? AND key IS NOT NULL",
-                        (start, stop, horizon),
-                    ).fetchall()
-                    gone = [
-                        (offset,) for offset, key, tombstone in rows
-                        if key in newest and (tombstone or newest[key] > offset)
-                    ]  # fmt: skip
-                    unit.executemany(f"DELETE FROM {table} WHERE offset=?", gone)
-                removed += len(gone)
-        return removed
+    def places(self) -> list[tuple[TopicSpec, int]]:
+        """Return every partition of every topic."""
+        return [(self._specs[topic], partition) for topic, partition in self._next]
 
 
 class SqliteConsumer:

@@ -20,7 +20,7 @@ class Feed(NamedTuple):
 Target = str | tuple[Feed, ...]
 """What a column feeds: the field of its own name, or declared fields (none where it is only listed with its row)."""
 
-EXCLUDED: Target = ""
+EXCLUDED: Target = "\0"
 """The column is a secret: it feeds nothing, and is cut out of the row as well."""
 
 
@@ -32,26 +32,29 @@ class Columns:
         self._feeds: dict[tuple[str, str, str], list[Feed]] = defaultdict(list)
         for name, rule in settings.fields.items():
             self._declare(name, rule)
-        self._targets: dict[tuple[str, str], dict[str, Target]] = defaultdict(dict)
-        self._remembered = 0
+        self._targets: dict[tuple[str, str, str], Target] = {}
+        self._plain: dict[tuple[str, str, tuple[str, ...]], bool] = {}
 
     def _declare(self, name: str, rule: FieldRule) -> None:
         for rank, column in enumerate(dict.fromkeys(rule.columns)):
             self._feeds[column].append(Feed(name, rank))
 
-    def of(self, source: str, entity: str) -> dict[str, Target]:
-        """Return what is remembered of an entity's columns; `target` adds to it."""
-        return self._targets[source, entity]
+    def are_plain(self, source: str, entity: str, columns: tuple[str, ...]) -> bool:
+        """Tell whether every one of a row's columns is simply the field of that name."""
+        shape = (source, entity, columns)
+        if (plain := self._plain.get(shape)) is None:
+            if len(self._plain) >= REMEMBERED_MAX:
+                self._plain.clear()
+            plain = self._plain[shape] = all(self.target(source, entity, name) == name != EXCLUDED for name in columns)
+        return plain
 
     def target(self, source: str, entity: str, column: str) -> Target:
         """Return what a column feeds."""
-        known = self._targets[source, entity]
-        if (target := known.get(column)) is None:
-            if self._remembered >= REMEMBERED_MAX:
+        place = (source, entity, column)
+        if (target := self._targets.get(place)) is None:
+            if len(self._targets) >= REMEMBERED_MAX:
                 self._targets.clear()
-                self._remembered = 0
-            target = self._targets[source, entity][column] = self._find(source, entity, column.lower())
-            self._remembered += 1
+            target = self._targets[place] = self._find(source, entity, column.lower())
         return target
 
     def _find(self, source: str, entity: str, column: str) -> Target:
@@ -65,5 +68,5 @@ class Columns:
         """Return the names of the fields that a column feeds."""
         target = self.target(source, entity, column)
         if isinstance(target, str):
-            return (target,) if target else ()
+            return () if target == EXCLUDED else (target,)
         return tuple(feed.field for feed in target)

@@ -56,7 +56,7 @@ class Row:
         known_at: for columns that the newest change left out, the position at which the value is known; "" is never.
         profile: the key of the profile that it is assigned to, if any.
         generation: the assignment's generation.
-        identifiers: the assignment's identifiers, a JSON list of [kind, value].
+        identifiers: the assignment's identifiers, a sorted JSON list of [kind, value] without repetitions.
         suspect: whether the profile is suspected of holding more than one person.
     """
 
@@ -268,7 +268,7 @@ def _assign(state: Rows, record: Record, assigned: identity_pb2.RecordAssigned) 
     tenant = key.partition(SEPARATOR)[0]
     row.profile = f"{tenant}{SEPARATOR}{assigned.profile_id}" if assigned.profile_id else None
     row.generation, row.suspect = assigned.generation, assigned.suspect
-    row.identifiers = orjson.dumps(sorted([i.kind, i.value] for i in assigned.identifiers)).decode()
+    row.identifiers = orjson.dumps(sorted({(i.kind, i.value) for i in assigned.identifiers})).decode()
     state.assigned.add(key)
     if row.body is not None:
         _touch_profile(state, before, record.timestamp_ms)

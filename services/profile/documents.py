@@ -20,11 +20,14 @@ class Stored(NamedTuple):
         version: grows with every change; no part of `content`, since it tells of the history and not of the rows.
         content: the Profile without its version, encoded.
         identifiers: its identifiers, a JSON list of [kind, value].
+        folded_to: the end of the partition of `profile.touched` when it was folded. A row is saved before, or
+            together with, its touch: so touches below have been taken into account, and need no second fold.
     """
 
     version: int
     content: bytes
     identifiers: str
+    folded_to: int
 
     def profile(self) -> events_pb2.Profile:
         """Return the profile with its version."""
@@ -52,6 +55,7 @@ class Documents:
         stored: the documents as they are.
         folded: what the rows make of the touched profiles: a document, nothing, or a failure.
         published: during a rebuild, what had been published.
+        touched_end: the end of the batch's partition of `profile.touched` before the rows were read.
         done: profiles that this batch has dealt with.
         written: new documents; `gone`: those without rows.
     """
@@ -59,6 +63,7 @@ class Documents:
     stored: dict[str, Stored] = field(default_factory=dict)
     folded: dict[str, Folded | FoldFailedError] = field(default_factory=dict)
     published: dict[str, Published] = field(default_factory=dict)
+    touched_end: int = 0
     done: set[str] = field(default_factory=set)
     written: dict[str, Stored] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
@@ -67,13 +72,13 @@ class Documents:
 def decide(state: Documents, record: Record) -> Decision:
     """Bring a touched profile up to date; touches that change nothing are superseded."""
     key = (record.key or b"").decode()
-    if key in state.done:
+    stored = state.stored.get(key)
+    if key in state.done or (stored is not None and record.offset < stored.folded_to):
         return SUPERSEDED
     folded = state.folded.get(key)
     if isinstance(folded, FoldFailedError):
         raise folded
     state.done.add(key)
-    stored = state.stored.get(key)
     if folded is None:
         if stored is None:
             return SUPERSEDED
@@ -82,7 +87,7 @@ def decide(state: Documents, record: Record) -> Decision:
     if stored is not None and stored.content == folded.content:
         return SUPERSEDED
     version = _next_version(stored, state.published.get(key), folded.content)
-    state.written[key] = Stored(version, folded.content, folded.identifiers)
+    state.written[key] = Stored(version, folded.content, folded.identifiers, state.touched_end)
     return _published(record, with_version(folded.content, version))
 
 

@@ -90,7 +90,7 @@ class ProfileApi(service_pb2_grpc.ProfileServiceServicer):
         if len(ids) > 1:
             raise NotFoundError(
                 f"{identifier.kind}:{identifier.value} is on {len(ids)} profiles ({', '.join(ids[:5])}), and "
-                "identity_graph, which tells whose it is, does not answer: ask for one of them as profile:ID, or try again"
+                "identity_graph, which tells whose it is, does not answer: ask for one as profile:ID, or try again"
             )
         stored = self._stores.reader.document(tenant, ids[0]) if ids else None
         if stored is None:

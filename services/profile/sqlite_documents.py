@@ -6,10 +6,11 @@ A profile is keyed by the text of its topic key (tenant, separator, profile id).
 import asyncio
 import itertools
 from collections.abc import Sequence
+from operator import attrgetter
 
 import orjson
 
-from services.kernel.log import SEPARATOR, Progress, Record
+from services.kernel.log import SEPARATOR, Log, Progress, Record
 from services.kernel.sqlite import Database
 from services.profile.documents import Documents, FoldFailedError, Published, Stored
 from services.profile.ports import Fold
@@ -28,29 +29,41 @@ def identifier_key(tenant: str, kind: str, value: str) -> str:
 class SqliteDocuments:
     """The state of profile-fold."""
 
-    def __init__(self, database: Database, fold: Fold) -> None:
-        self._database, self._fold = database, fold
+    def __init__(self, log: Log, database: Database, fold: Fold) -> None:
+        self._log, self._database, self._fold = log, database, fold
 
     async def load(self, batch: Sequence[Record]) -> Documents:
-        """Load the documents of the touched profiles, and fold their rows."""
-        keys = texts({record.key.decode() for record in batch if record.key is not None})
+        """Load the documents of the touched profiles, and fold those that were touched since their last fold."""
+        state = Documents()
+        if not batch:
+            return state
+        # Before the rows are read: what is touched from here on is folded again.
+        state.touched_end = (await self._log.end(batch[0].topic))[batch[0].partition]
+        touched = {record.key.decode(): record.offset for record in batch if record.key is not None}
         writer = self._database.writer
         documents = writer.execute(
-            f"SELECT key, version, content, identifiers FROM profile_documents WHERE key {_IN}", (keys,)
+            f"SELECT key, version, content, identifiers, folded_to FROM profile_documents WHERE key {_IN}",
+            (texts(touched),),
         )
-        state = Documents({key: Stored(*fields) for key, *fields in documents})
-        seeds = writer.execute(f"SELECT key, version, digest FROM profile_seeds WHERE key {_IN}", (keys,))
+        state.stored = {key: Stored(*fields) for key, *fields in documents}
+        for key, stored in state.stored.items():
+            if touched[key] < stored.folded_to:
+                del touched[key]
+        seeds = writer.execute(f"SELECT key, version, digest FROM profile_seeds WHERE key {_IN}", (texts(touched),))
         state.published = {key: Published(*fields) for key, *fields in seeds}
-        rows = writer.execute(
-            "SELECT profile, key, source, entity, occurred_us, body, identifiers, suspect FROM profile_rows "
-            f"WHERE profile {_IN} AND body IS NOT NULL ORDER BY profile",
+        await self._fold_all(state, texts(touched))
+        return state
+
+    async def _fold_all(self, state: Documents, keys: str) -> None:
+        rows = self._database.writer.execute(
+            "SELECT substr(key, instr(key, char(31)) + 1), source, entity, occurred_us, body, identifiers, suspect, "
+            f"profile FROM profile_rows WHERE profile {_IN} AND body IS NOT NULL ORDER BY profile",
             (keys,),
         )
         turn = 0
-        for key, group in itertools.groupby(rows, key=lambda row: row[0]):
+        for key, group in itertools.groupby(map(SourceRow._make, rows), key=attrgetter("profile")):
             tenant, _, profile_id = key.partition(SEPARATOR)
-            cut = len(tenant) + 1
-            found = [SourceRow(row[1][cut:], *row[2:]) for row in group]
+            found = list(group)
             try:
                 folded = self._fold(tenant, profile_id, found)
             except Exception as error:  # noqa: BLE001 - it is this profile's fault, no outage: decide raises it
@@ -62,17 +75,16 @@ class SqliteDocuments:
             if turn >= _ROWS_PER_TURN:
                 turn = 0
                 await asyncio.sleep(0)
-        return state
 
     async def save(self, state: Documents, progress: Progress) -> None:
         """Write new documents, remove those that are gone, and keep the look-up of identifiers in step."""
         del progress
         writer = self._database.writer
         writer.executemany(
-            """INSERT INTO profile_documents (key, version, identifiers, content) VALUES (?, ?, ?, ?)
-               ON CONFLICT DO UPDATE SET version=excluded.version, identifiers=excluded.identifiers,
-                 content=excluded.content""",
-            [(key, new.version, new.identifiers, new.content) for key, new in state.written.items()],
+            """INSERT INTO profile_documents (key, version, folded_to, identifiers, content) VALUES (?, ?, ?, ?, ?)
+               ON CONFLICT DO UPDATE SET version=excluded.version, folded_to=excluded.folded_to,
+                 identifiers=excluded.identifiers, content=excluded.content""",
+            [(key, new.version, new.folded_to, new.identifiers, new.content) for key, new in state.written.items()],
         )
         writer.executemany("DELETE FROM profile_documents WHERE key=?", [(key,) for key in state.gone])
         renamed = [

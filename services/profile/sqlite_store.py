@@ -33,7 +33,8 @@ SCHEMA = (
          partition INTEGER, tenant TEXT, source TEXT, entity TEXT, position TEXT NOT NULL,
          PRIMARY KEY (partition, tenant, source, entity)) WITHOUT ROWID""",
     """CREATE TABLE profile_documents (
-         key TEXT PRIMARY KEY, version INTEGER NOT NULL, identifiers TEXT NOT NULL, content BLOB NOT NULL)""",
+         key TEXT PRIMARY KEY, version INTEGER NOT NULL, folded_to INTEGER NOT NULL, identifiers TEXT NOT NULL,
+         content BLOB NOT NULL)""",
     """CREATE TABLE profile_identifiers (
          profile TEXT, identifier TEXT, PRIMARY KEY (profile, identifier)) WITHOUT ROWID""",
     "CREATE INDEX profile_identifiers_by_identifier ON profile_identifiers (identifier)",
@@ -55,7 +56,7 @@ class SqliteReader:
     def document(self, tenant: str, profile_id: str) -> Stored | None:
         """Return a document."""
         row = self._connection.execute(
-            "SELECT version, content, identifiers FROM profile_documents WHERE key=?",
+            "SELECT version, content, identifiers, folded_to FROM profile_documents WHERE key=?",
             (key_of(tenant, profile_id).decode(),),
         ).fetchone()
         return Stored(*row) if row else None
@@ -86,7 +87,7 @@ class SqliteStores:
         self._database.migrate(COMPONENT, SCHEMA)
         self._freshness = FreshnessTable(self._database, COMPONENT)
         self.rows = SqliteRows(self._database, self._freshness)
-        self.documents = SqliteDocuments(self._database, fold)
+        self.documents = SqliteDocuments(self._log, self._database, fold)
         self.erasures = SqliteErasures(self._database, platform.clock)
         self.reader = SqliteReader(self._database.reader)
 

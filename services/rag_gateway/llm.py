@@ -62,20 +62,20 @@ class OpenAiModel:
                         yield piece
         except TimeoutError as error:
             raise DeadlineError(
-                f"{self._url}: no whole answer within {limit_s:g} s: raise rag_gateway.llm.timeout_s or lower max_tokens"
+                f"{self._url}: no whole answer in {limit_s:g} s: raise rag_gateway.llm.timeout_s or lower max_tokens"
             ) from error
         except aiohttp.ClientError as error:
             raise UnavailableError(f"{self._url}: {error or type(error).__name__}: is the endpoint running?") from error
 
-    async def _opened(
-        self, messages: Sequence[service_pb2.PromptMessage], deadline: float
-    ) -> "aiohttp.ClientResponse":
+    async def _opened(self, messages: Sequence[service_pb2.PromptMessage], deadline: float) -> "aiohttp.ClientResponse":
         """The response once the endpoint accepts; one that asks to come back later is asked once more, if in time."""
         response = await self._post(messages)
         if response.status in _LATER and (wait_s := _retry_after_s(response)) is not None:
             response.release()
             if time.monotonic() + wait_s >= deadline:
-                raise OverloadedError(f"{self._url} asks to come back in {wait_s:g} s, which is later than the deadline")
+                raise OverloadedError(
+                    f"{self._url} asks to come back in {wait_s:g} s, which is later than the deadline"
+                )
             await asyncio.sleep(wait_s)
             response = await self._post(messages)
         if response.status == 200:
@@ -105,47 +105,45 @@ class OpenAiModel:
 
 async def _pieces(response: "aiohttp.ClientResponse") -> AsyncIterator[Piece]:
     """The pieces of a response, which is a stream of events, or one document where the endpoint does not stream."""
-    finished = Finished()
-    if response.content_type == "application/json":
-        document = _document(await response.read())
-        for text, finished in _chunk(document, "message", finished):
-            if text:
-                yield Words(text)
-        yield finished
-        return
-    ended = False
-    async for line in response.content:
-        if not line.startswith(b"data:"):
-            continue
-        data = line[5:].strip()
-        if data == b"[DONE]":
+    finished, ended = Finished(), False
+    async for document in _documents(response):
+        if document is None:
             ended = True
             break
-        for text, finished in _chunk(_document(data), "delta", finished):
-            ended = ended or bool(finished.cut)
-            if text:
-                yield Words(text)
+        text, finished, last = _read(document, finished)
+        ended = ended or last
+        if text:
+            yield Words(text)
     if not ended:
         raise UnavailableError(f"{response.url}: the stream broke off before its end")
     yield finished
 
 
-def _chunk(document: dict[str, Any], holder: str, so_far: Finished) -> list[tuple[str, Finished]]:
-    """The words of one document of a stream, and what is known of the end after it."""
+async def _documents(response: "aiohttp.ClientResponse") -> AsyncIterator[dict[str, Any] | None]:
+    """The JSON documents of a response; None where the stream says that it is done."""
+    if response.content_type == "application/json":
+        yield _document(await response.read())
+        return
+    async for line in response.content:
+        if line.startswith(b"data:"):
+            data = line[5:].strip()
+            yield None if data == b"[DONE]" else _document(data)
+
+
+def _read(document: dict[str, Any], so_far: Finished) -> tuple[str, Finished, bool]:
+    """The words of one document, what is known of the end after it, and whether it is the end."""
     if error := document.get("error"):
-        raise UnavailableError(f"the model broke off: {error.get('message', error) if isinstance(error, dict) else error}")
+        raise UnavailableError(f"the model broke off: {error.get('message') if isinstance(error, dict) else error}")
     usage = document.get("usage") or {}
-    finished = Finished(
-        prompt_tokens=usage.get("prompt_tokens") or so_far.prompt_tokens,
-        answer_tokens=usage.get("completion_tokens") or so_far.answer_tokens,
-        cut=so_far.cut,
-    )
-    found = [("", finished)]
+    text, cut, ended = "", so_far.cut, False
     for choice in document.get("choices") or ():
-        cut = _CUT.get(choice.get("finish_reason") or "", "")
-        finished = Finished(finished.prompt_tokens, finished.answer_tokens, cut or finished.cut)
-        found.append(((choice.get(holder) or {}).get("content") or "", finished))
-    return found
+        held = choice.get("delta") or choice.get("message") or {}
+        text += held.get("content") or ""
+        reason = choice.get("finish_reason")
+        cut, ended = _CUT.get(reason, cut), ended or bool(reason)
+    prompt_tokens = usage.get("prompt_tokens") or so_far.prompt_tokens
+    answer_tokens = usage.get("completion_tokens") or so_far.answer_tokens
+    return text, Finished(prompt_tokens, answer_tokens, cut), ended
 
 
 def _document(data: bytes) -> dict[str, Any]:

@@ -41,7 +41,6 @@ def messages(
     context: events_pb2.Context,
     today: str,
     instructions: Sequence[str] = (),
-    history: Sequence[service_pb2.PromptMessage] = (),
 ) -> list[service_pb2.PromptMessage]:
     """The messages for a model.
 
@@ -50,14 +49,12 @@ def messages(
         context: the composed context; parts without a number are earlier turns and become messages of their own.
         today: the date, ISO 8601, so that "tomorrow" and "my next trip" mean something.
         instructions: what the calling application adds to the rules.
-        history: the caller's own earlier messages, oldest first.
     """
     rules = "\n\n".join((_RULES, f"Today is {today}.", *instructions))
     parts = [part for part in context.parts if part.number]
     body = "\n".join(rendered(part) for part in parts) or "(nothing was found)"
     return [
         service_pb2.PromptMessage(role="system", content=rules),
-        *history,
         *(message for part in context.parts if not part.number for message in _turn(part)),
         service_pb2.PromptMessage(
             role="user",

@@ -67,25 +67,24 @@ class Settings:
         llm = table.get("llm", {})
         if not isinstance(llm, Mapping):
             raise InvalidInputError(f"rag_gateway.llm must be a table, not {llm!r}")
-        settings = from_table(
-            cls, {**table, "llm": from_table(LlmSettings, llm, "rag_gateway.llm")}, "rag_gateway"
-        )
-        settings._check()
+        settings = from_table(cls, {**table, "llm": from_table(LlmSettings, llm, "rag_gateway.llm")}, "rag_gateway")
+        _check(settings)
         return settings
 
-    def _check(self) -> None:
-        llm = self.llm
-        if bool(llm.base_url) != bool(llm.model):
-            missing = "model" if llm.base_url else "base_url"
-            raise InvalidInputError(f"rag_gateway.llm.{missing} is missing: a model needs both base_url and model")
-        if llm.base_url and not llm.base_url.startswith(("http://", "https://")):
-            raise InvalidInputError(f"rag_gateway.llm.base_url: {llm.base_url!r} does not begin with http:// or https://")
-        _between("budget_tokens", self.budget_tokens, 1, BUDGET_TOKENS_MAX)
-        _between("top_k", self.top_k, 1, TOP_K_MAX)
-        _between("llm.max_tokens", llm.max_tokens, 1, BUDGET_TOKENS_MAX)
-        for name in ("at_least_timeout_s", "profile_timeout_s", "search_timeout_s", "conversation_timeout_s"):
-            _between(name, getattr(self, name), 0.001, 3600)
-        _between("llm.timeout_s", llm.timeout_s, 0.001, 3600)
+
+def _check(settings: Settings) -> None:
+    llm = settings.llm
+    if bool(llm.base_url) != bool(llm.model):
+        missing = "model" if llm.base_url else "base_url"
+        raise InvalidInputError(f"rag_gateway.llm.{missing} is missing: a model needs both base_url and model")
+    if llm.base_url and not llm.base_url.startswith(("http://", "https://")):
+        raise InvalidInputError(f"rag_gateway.llm.base_url: {llm.base_url!r} does not begin with http:// or https://")
+    _between("budget_tokens", settings.budget_tokens, 1, BUDGET_TOKENS_MAX)
+    _between("top_k", settings.top_k, 1, TOP_K_MAX)
+    _between("llm.max_tokens", llm.max_tokens, 1, BUDGET_TOKENS_MAX)
+    for name in ("at_least_timeout_s", "profile_timeout_s", "search_timeout_s", "conversation_timeout_s"):
+        _between(name, getattr(settings, name), 0.001, 3600)
+    _between("llm.timeout_s", llm.timeout_s, 0.001, 3600)
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

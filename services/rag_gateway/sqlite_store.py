@@ -1,9 +1,11 @@
 """Conversations in the installation's database: the table gateway_turns."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
 import sqlite3
+from collections.abc import Iterable, Sequence
 
 import orjson
+from google.protobuf.message import DecodeError
 
 from headwater.common.v1 import events_pb2 as common_pb2
 from headwater.rag_gateway.v1 import events_pb2
@@ -45,10 +47,16 @@ class SqliteTurns:
         database.migrate("rag_gateway", SCHEMA)
 
     async def load(self, batch: Sequence[Record]) -> Turns:
-        """Find which answers of a batch are known already."""
-        del batch  # every answer is new but after a replay; the save ignores what is there, so only digests matter
-        erased = {row[0] for row in self._database.writer.execute("SELECT digest FROM gateway_erased")}
-        return Turns(known=set(), erased=erased)
+        """Find which answers of a batch are known already, or were erased."""
+        keys = [(row.tenant, row.answer_id) for row in decoded(batch)]
+        writer = self._database.writer
+        known = writer.execute(
+            f"SELECT tenant, answer_id FROM gateway_turns WHERE answer_id {_IN}", (_texts(a for _, a in keys),)
+        )
+        erased = writer.execute(
+            f"SELECT digest FROM gateway_erased WHERE digest {_IN}", (_texts(digest_of(*key) for key in keys),)
+        )
+        return Turns(known=set(known.fetchall()), erased={digest for (digest,) in erased})
 
     async def save(self, state: Turns, progress: Progress) -> None:
         """Store the new turns, in the open unit of work."""
@@ -88,3 +96,126 @@ def insert(writer: sqlite3.Connection, rows: Iterable[TurnRow]) -> None:
         "INSERT OR IGNORE INTO gateway_subjects VALUES (?, ?, ?)",
         [(row.tenant, subject, row.answer_id) for row in rows for subject in row.subjects],
     )
+
+
+class SqliteErasures:
+    """The state of gateway-erasure. Loading a batch is what erases, so that what is told of it was found afterwards."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._log, self._database, self._clock = platform.log, platform.database, platform.clock
+
+    async def load(self, batch: Sequence[Record]) -> Erasures:
+        """Carry out the erasures of a batch, in the open unit of work."""
+        state = Erasures()
+        for record in batch:
+            try:
+                request = common_pb2.ErasureRequested.FromString(record.value or b"")
+            except DecodeError:
+                continue  # `decide` finds nothing done for it, and gives it up
+            if record.value is not None:
+                state.done[record.offset] = await self._erase(request)
+        return state
+
+    async def save(self, state: Erasures, progress: Progress) -> None:
+        """Do nothing: all is done."""
+
+    async def _erase(self, request: common_pb2.ErasureRequested) -> Erased:
+        tenant = request.tenant or DEFAULT_TENANT
+        # What the log holds and the table does not yet: it must go as well, and not come in afterwards.
+        pending = [row for row in await self._pending() if row.tenant == tenant]
+        stored = self._stored(tenant, request)
+        names = {row.asked_as for row in pending if row.profile_id in request.profile_ids} - {""}
+        names |= self._names_of(tenant, request)
+        subjects = {*request.profile_ids, *request.records}
+        gone = {
+            row.answer_id
+            for row in pending
+            if not subjects.isdisjoint(row.subjects) or (not row.profile_id and row.asked_as in names)
+        }
+        gone |= stored | self._anonymous(tenant, names)
+        removed = self._count(tenant, gone)
+        conversations = self._conversations(tenant, gone, pending)
+        writer = self._database.writer
+        writer.executemany(
+            "INSERT OR IGNORE INTO gateway_erased VALUES (?)", [(digest_of(tenant, answer),) for answer in gone]
+        )
+        for table in ("gateway_turns", "gateway_subjects"):
+            writer.execute(f"DELETE FROM {table} WHERE tenant=? AND answer_id {_IN}", (tenant, _texts(gone)))
+        remaining = len(self._stored(tenant, request)) + self._count(tenant, gone)
+        return Erased(
+            request=request,
+            removed={"turns": removed},
+            remaining={"turns": remaining},
+            related=tuple(sorted(gone | conversations)),
+            done_ms=int(self._clock() * 1000),
+        )
+
+    async def _pending(self) -> list[TurnRow]:
+        """The turns in the log that gateway-turns has not stored yet."""
+        rows: list[TurnRow] = []
+        for (topic, partition), start in self._log.positions_of(TURNS_GROUP, [topics.CONVERSATIONS]).items():
+            offset = start
+            while records := await self._log.read(topic, partition, offset):
+                offset = records[-1].offset + 1
+                rows.extend(decoded(records))
+        return rows
+
+    def _stored(self, tenant: str, request: common_pb2.ErasureRequested) -> set[str]:
+        """The stored answers that draw on the subject."""
+        rows = self._database.writer.execute(
+            f"SELECT DISTINCT answer_id FROM gateway_subjects WHERE tenant=? AND subject {_IN}",
+            (tenant, _texts([*request.profile_ids, *request.records])),
+        )
+        return {answer for (answer,) in rows}
+
+    def _names_of(self, tenant: str, request: common_pb2.ErasureRequested) -> set[str]:
+        """The identifiers under which the subject asked."""
+        rows = self._database.writer.execute(
+            f"SELECT DISTINCT asked_as FROM gateway_turns WHERE tenant=? AND asked_as<>'' AND profile_id {_IN}",
+            (tenant, _texts(request.profile_ids)),
+        )
+        return {name for (name,) in rows}
+
+    def _anonymous(self, tenant: str, names: set[str]) -> set[str]:
+        """Answers given under the subject's identifiers while the profile could not be had."""
+        rows = self._database.writer.execute(
+            f"SELECT answer_id FROM gateway_turns WHERE tenant=? AND profile_id='' AND asked_as {_IN}",
+            (tenant, _texts(names)),
+        )
+        return {answer for (answer,) in rows}
+
+    def _conversations(self, tenant: str, gone: set[str], pending: Sequence[TurnRow]) -> set[str]:
+        """The conversations of which nothing stays."""
+        rows = self._database.writer.execute(
+            f"""SELECT DISTINCT conversation_id FROM gateway_turns WHERE tenant=? AND answer_id {_IN}""",
+            (tenant, _texts(gone)),
+        )
+        touched = {conversation for (conversation,) in rows}
+        touched |= {row.conversation_id for row in pending if row.answer_id in gone}
+        kept = self._database.writer.execute(
+            f"""SELECT DISTINCT conversation_id FROM gateway_turns
+                WHERE tenant=? AND conversation_id {_IN} AND answer_id NOT {_IN}""",
+            (tenant, _texts(touched), _texts(gone)),
+        )
+        staying = {row.conversation_id for row in pending if row.answer_id not in gone}
+        return touched - {conversation for (conversation,) in kept} - staying - {""}
+
+    def _count(self, tenant: str, answers: set[str]) -> int:
+        row = self._database.writer.execute(
+            f"SELECT count(*) FROM gateway_turns WHERE tenant=? AND answer_id {_IN}", (tenant, _texts(answers))
+        ).fetchone()
+        return int(row[0])
+
+
+def decoded(records: Iterable[Record]) -> list[TurnRow]:
+    """The turns among some records; what cannot be decoded is left to `decide`, which gives it up."""
+    rows = []
+    for record in records:
+        if record.type == TURN_TYPE and record.value is not None:
+            with contextlib.suppress(DecodeError):
+                rows.append(row_of(events_pb2.TurnCompleted.FromString(record.value)))
+    return rows
+
+
+def _texts(values: Iterable[str]) -> str:
+    return orjson.dumps(list(values)).decode()

@@ -23,13 +23,13 @@ def is_document(event: dict[str, Any]) -> bool:
     return ("_id" in event or "id" in event) and ("text" in event or event.get("deleted") is True)
 
 
-def to_document(event: dict[str, Any], hints: Hints) -> events_pb2.DocumentChange:
-    """The change of the document that an object describes."""
+def to_document(event: dict[str, Any], hints: Hints, prefix: str = "") -> events_pb2.DocumentChange:
+    """The change of the document that an object describes; `prefix` stands before its id, by default `source/`."""
     source = hints.source or DEFAULT_SOURCE
     change = events_pb2.DocumentChange(
         tenant=hints.tenant,
         source=source,
-        document_id=f"{source}/{_name(event)}",
+        document_id=(prefix or f"{source}/") + _name(event),
         operation=events_pb2.DOCUMENT_OPERATION_PUT,
         name=_optional(event, "title"),
         uri=_optional(event, "uri") or _optional(event, "url"),

@@ -152,7 +152,7 @@ async def test_an_erasure_removes_the_subject_from_the_log_and_from_the_file(toy
     await log.append([
         change("crm/customers/4", "canary-four"), change("crm/customers/42", "canary-forty-two"),
         Message(topics.RATINGS, key_of("", "a_7"), b"canary-rating", "t", 1),
-        Message(topics.DECISIONS, key_of("", "p_1"), b"x" + field_bytes("crm/customers/4") + b"canary-decision", "t", 1),
+        Message(topics.DECISIONS, key_of("", "p_1"), field_bytes("crm/customers/4") + b"canary-decision", "t", 1),
     ])  # fmt: skip
     request = events_pb2.ErasureRequested(
         erasure_id="e1", tenant="default", records=["crm/customers/4"], profile_ids=["p_9"]

@@ -11,6 +11,7 @@ from services.kernel.errors import InvalidInputError, UnavailableError
 from services.kernel.log import Message
 from services.kernel.sqlite import FILE_NAME, Database
 from services.kernel.sqlite_log import SqliteLog
+from services.kernel.sqlite_retention import Retention
 from services.kernel.topics import CHANGES
 
 
@@ -38,7 +39,7 @@ async def test_a_full_disk_refuses_with_the_cure_and_work_goes_on_when_there_is_
 def test_a_second_process_is_told_who_has_the_folder(database: Database) -> None:
     script = (
         "import sys, pathlib\nfrom services.kernel.sqlite import Database\n"
-        "try:\n    Database(pathlib.Path(sys.argv[1]))\nexcept Exception as error:\n    print(type(error).__name__, error)"
+        "try:\n    Database(pathlib.Path(sys.argv[1]))\nexcept Exception as e:\n    print(type(e).__name__, e)"
     )
     out = subprocess.run(
         [sys.executable, "-c", script, str(database.folder)], capture_output=True, text=True, check=True
@@ -82,7 +83,7 @@ async def test_units_of_work_take_turns_in_order_of_arrival(database: Database) 
 
 async def test_scrubbing_leaves_no_deleted_byte(database: Database, log: SqliteLog) -> None:
     await log.append([Message(CHANGES, b"k", b"canary-7e57", "test", 0)])
-    await log.erase(lambda _record: True, ())
+    await Retention(log, database).erase(lambda _record: True, ())
     await database.scrub()
     assert all(b"canary-7e57" not in path.read_bytes() for path in database.folder.iterdir())
 

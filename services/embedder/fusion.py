@@ -1,0 +1,56 @@
+"""Fuses what was found by meaning and by words into one ranking. Pure.
+
+score = w * cosine + (1 - w) * BM25 / ceiling, both parts in 0..1. The cosine is taken as it is, and the ceiling is at
+least what a query of so many words would reach by a fair match: with normalisation by the best hit alone, a stray word
+that one chunk happens to hold would count as much as a full match. Measured in docs/decisions/0003-retrieval.md.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+# The score of a fair match is about this much for each word of the query, times the logarithm of the corpus.
+_FAIR_SHARE = 0.4
+NEAR_DUPLICATE = 0.96  # cosine of two chunks of a document that say the same
+
+
+class Scored(NamedTuple):
+    """A chunk with its fused score, and the parts that it is made of."""
+
+    chunk: int
+    score: float
+    cosine: float
+    bm25: float
+
+
+def ceiling(bm25_best: float, terms: int, chunks: int) -> float:
+    """Return the BM25 score that counts as 1."""
+    return max(bm25_best, _FAIR_SHARE * terms * math.log1p(chunks), 1e-9)
+
+
+def fused(
+    cosines: Mapping[int, float], bm25: Mapping[int, float], *, weight: float, terms: int, chunks: int
+) -> list[Scored]:
+    """Return all candidates, best first.
+
+    Args:
+        cosines: of every candidate that has a vector.
+        bm25: of those that were found by words; higher is better.
+        weight: the share of the cosine, 0 to 1. With no cosines at all, words count alone.
+        terms: how many different words the query has.
+        chunks: how many chunks there are.
+    """
+    share = weight if cosines else 0.0
+    top = ceiling(max(bm25.values(), default=0.0), terms, chunks)
+    scored = []
+    for chunk in cosines.keys() | bm25.keys():
+        cosine, words = cosines.get(chunk, 0.0), bm25.get(chunk, 0.0)
+        score = share * min(1.0, max(0.0, cosine)) + (1 - share) * words / top
+        # Rounded, so that the last bits of a sum, which depend on the machine, do not decide.
+        scored.append(Scored(chunk, round(score, 6), round(cosine, 6), round(words, 6)))
+    return sorted(scored, key=lambda hit: (-hit.score, hit.chunk))
+
+
+def is_repetition(cosines: Sequence[float]) -> bool:
+    """Whether a chunk says nothing beside better ones of its document, by its cosines to them."""
+    return any(cosine >= NEAR_DUPLICATE for cosine in cosines)

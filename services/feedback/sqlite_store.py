@@ -1,0 +1,280 @@
+"""Answers in the installation's database: turns, ratings, classifications, and who was erased."""
+
+import math
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import orjson
+
+from headwater.common.v1 import events_pb2 as common_pb2
+from headwater.rag_gateway.v1 import events_pb2 as gateway_pb2
+from services.feedback.answers import (
+    Answer,
+    Classified,
+    Event,
+    Key,
+    Rating,
+    Turn,
+    conversation_key,
+    event_of,
+    key_of_event,
+    milliseconds,
+    names_of_erasure,
+    names_of_rater,
+    names_of_turn,
+)
+from services.feedback.decider import FOR_EVER_MS, Answers, Found
+from services.feedback.sqlite_jobs import SqliteJobs
+from services.kernel import topics
+from services.kernel.errors import InvalidInputError
+from services.kernel.log import DEFAULT_TENANT, Progress, Record
+from services.kernel.sqlite import Database
+from services.kernel.windows import EventTime
+
+SCHEMA = (
+    """CREATE TABLE feedback_turns (
+         tenant TEXT NOT NULL, subject TEXT NOT NULL, conversation_id TEXT NOT NULL, profile_id TEXT NOT NULL,
+         asked_as TEXT NOT NULL, asked_ms INTEGER NOT NULL, digest TEXT NOT NULL, too_late INTEGER NOT NULL,
+         model TEXT NOT NULL, answered INTEGER NOT NULL, verified INTEGER NOT NULL, latency_ms REAL, cost REAL,
+         event BLOB NOT NULL, PRIMARY KEY (tenant, subject))""",
+    "CREATE INDEX feedback_turns_by_time ON feedback_turns (tenant, asked_ms, subject)",
+    "CREATE INDEX feedback_turns_by_profile ON feedback_turns (tenant, profile_id) WHERE profile_id<>''",
+    "CREATE INDEX feedback_turns_by_asker ON feedback_turns (tenant, asked_as) WHERE asked_as<>''",
+    "CREATE INDEX feedback_turns_by_conversation ON feedback_turns (tenant, conversation_id)",
+    "CREATE INDEX feedback_turns_too_late ON feedback_turns (tenant) WHERE too_late",
+    """CREATE TABLE feedback_ratings (
+         tenant TEXT NOT NULL, subject TEXT NOT NULL, rater TEXT NOT NULL, rated_ms INTEGER NOT NULL,
+         digest TEXT NOT NULL, value INTEGER, has_text INTEGER NOT NULL, event BLOB NOT NULL,
+         PRIMARY KEY (tenant, subject, rater))""",
+    "CREATE INDEX feedback_ratings_by_rater ON feedback_ratings (tenant, rater) WHERE rater<>''",
+    """CREATE TABLE feedback_classified (
+         tenant TEXT NOT NULL, subject TEXT NOT NULL, words INTEGER NOT NULL, written_ms INTEGER NOT NULL,
+         classified_ms INTEGER NOT NULL, digest TEXT NOT NULL, score REAL NOT NULL, category TEXT NOT NULL,
+         event BLOB NOT NULL, PRIMARY KEY (tenant, subject))""",
+    """CREATE TABLE feedback_newest (
+         tenant TEXT, partition INTEGER, newest_ms INTEGER NOT NULL, PRIMARY KEY (tenant, partition)) WITHOUT ROWID""",
+    """CREATE TABLE feedback_forgotten (
+         tenant TEXT, name TEXT, until_ms INTEGER NOT NULL, PRIMARY KEY (tenant, name)) WITHOUT ROWID""",
+    # What is below tells of work that is under way, and is not made again by a replay.
+    """CREATE TABLE feedback_late (tenant TEXT, subject TEXT, PRIMARY KEY (tenant, subject)) WITHOUT ROWID""",
+    """CREATE TABLE feedback_erasures (
+         erasure_id TEXT PRIMARY KEY, request BLOB NOT NULL, removed TEXT NOT NULL, related TEXT NOT NULL,
+         done INTEGER NOT NULL)""",
+)
+_REBUILT = ("feedback_turns", "feedback_ratings", "feedback_classified", "feedback_newest", "feedback_forgotten")
+_TURN = ", ".join(Turn._fields)
+_BY_KEY = "FROM json_each(?) AS k CROSS JOIN {0} AS t ON t.tenant=k.value->>0 AND t.subject=k.value->>1"
+
+
+class SqliteAnswers:
+    """The store of the processor that takes events in; a `services.kernel.processor.Store`."""
+
+    def __init__(self, database: Database, event_time: EventTime, jobs: SqliteJobs | None) -> None:
+        """Make the tables.
+
+        Args:
+            database: the installation's database.
+            event_time: how lateness is told.
+            jobs: where texts wait for their classification; None when nothing is classified.
+        """
+        self._database, self._event_time, self._jobs = database, event_time, jobs
+        database.migrate("feedback", SCHEMA)
+
+    # Processing -------------------------------------------------------------------------------------------------
+
+    async def load(self, batch: Sequence[Record]) -> Answers:
+        """Load what is known of the answers that the batch is about."""
+        state = Answers(self._event_time)
+        keys: dict[Key, None] = {}
+        names: dict[Key, None] = {}
+        for record in batch:
+            try:
+                event = event_of(record)
+                if event is None:
+                    continue
+                state.events[record.offset] = event
+                if isinstance(event, common_pb2.ErasureRequested):
+                    self._find(state, event, record)
+                    continue
+                key = key_of_event(event)
+            except InvalidInputError:
+                continue  # `decide` finds the same, and makes it a dead letter
+            keys[key] = None
+            names.update(dict.fromkeys(_names(event, key)))
+            if isinstance(event, gateway_pb2.TurnCompleted) and event.conversation_id:
+                keys[conversation_key(event.tenant, event.conversation_id)] = None
+        for found in state.subjects.values():
+            keys.update(dict.fromkeys(thing.key for thing in found))
+            conversations = (conversation_key(t.key.tenant, t.conversation_id) for t in found if t.conversation_id)
+            keys.update(dict.fromkeys(conversations))
+        state.known = known_answers(self._database.writer, keys)
+        state.forgotten = self._forgotten([*keys, *names])
+        if batch and batch[0].topic == topics.CONVERSATIONS:
+            state.newest_ms = self._newest({key.tenant for key in keys}, batch[0].partition)
+        return state
+
+    def _find(self, state: Answers, event: common_pb2.ErasureRequested, record: Record) -> None:
+        """Look for everything of an erasure's subject."""
+        until_ms = milliseconds(event.requested_at, record.timestamp_ms)
+        names, tenant = names_of_erasure(event), event.tenant or DEFAULT_TENANT
+        found = list(self._found(tenant, names, until_ms))
+        erased = {thing.key.subject for thing in found if not thing.rater}
+        state.subjects[event.erasure_id] = found
+        state.sole_conversations[event.erasure_id] = [
+            conversation
+            for conversation in sorted({thing.conversation_id for thing in found} - {""})
+            if erased.issuperset(
+                subject
+                for (subject,) in self._database.writer.execute(
+                    "SELECT subject FROM feedback_turns WHERE tenant=? AND conversation_id=?", (tenant, conversation)
+                )
+            )
+        ]
+
+    def _found(self, tenant: str, names: Sequence[Key], until_ms: int) -> Iterator[Found]:
+        writer = self._database.writer
+        for _, name in names:
+            kind, _, bare = name.partition(":")
+            wanted = [("asked_as", name), ("asked_as", bare)]
+            wanted += [("profile_id", bare)] if kind == "profile" else []
+            for column, value in wanted:
+                for subject, conversation in writer.execute(
+                    "SELECT subject, conversation_id FROM feedback_turns "
+                    f"WHERE tenant=? AND {column}=? AND {column}<>'' AND asked_ms<=?",
+                    (tenant, value, until_ms),
+                ).fetchall():
+                    yield Found(Key(tenant, subject), conversation)
+            for value in (name, bare):
+                for subject, rater in writer.execute(
+                    "SELECT subject, rater FROM feedback_ratings "
+                    "WHERE tenant=? AND rater=? AND rater<>'' AND rated_ms<=?",
+                    (tenant, value, until_ms),
+                ).fetchall():
+                    yield Found(Key(tenant, subject), rater=rater)
+
+    def _forgotten(self, names: Collection[Key]) -> dict[Key, int]:
+        rows = self._database.writer.execute(
+            "SELECT t.tenant, t.name, t.until_ms FROM json_each(?) AS k CROSS JOIN feedback_forgotten AS t "
+            "ON t.tenant=k.value->>0 AND t.name=k.value->>1",
+            (_json(names),),
+        )
+        return {Key(tenant, name): until_ms for tenant, name, until_ms in rows}
+
+    def _newest(self, tenants: Collection[str], partition: int) -> dict[tuple[str, int], int]:
+        rows = self._database.writer.execute(
+            "SELECT tenant, partition, newest_ms FROM feedback_newest "
+            "WHERE tenant IN (SELECT value FROM json_each(?)) AND partition=?",
+            (orjson.dumps(sorted(tenants)).decode(), partition),
+        )
+        return {(tenant, place): newest_ms for tenant, place, newest_ms in rows}
+
+    async def save(self, state: Answers, progress: Progress) -> None:
+        """Write what the batch has changed."""
+        del progress
+        unit = self._database.unit
+        unit.executemany(
+            f"INSERT OR REPLACE INTO feedback_turns (tenant, subject, {_TURN}, event) "
+            f"VALUES (?, ?, {', '.join('?' * len(Turn._fields))}, ?)",
+            [(*key, *turn, record.value) for key, (turn, record) in state.turns.items()],
+        )
+        unit.executemany(
+            "INSERT OR REPLACE INTO feedback_ratings VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(*key, rater, *rating, record.value) for (key, rater), (rating, record) in state.ratings.items()],
+        )
+        unit.executemany(
+            "INSERT OR REPLACE INTO feedback_classified VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(*key, *classified, record.value) for key, (classified, record) in state.classified.items()],
+        )
+        unit.executemany(
+            "INSERT INTO feedback_newest VALUES (?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET newest_ms=max(newest_ms, excluded.newest_ms)",
+            [(*place, newest_ms) for place, newest_ms in state.newest_ms.items()],
+        )
+        self._remove(state)
+        unit.executemany(
+            "INSERT OR IGNORE INTO feedback_erasures VALUES (?, ?, ?, ?, 0)",
+            [
+                (e.request.erasure_id, e.request.SerializeToString(), orjson.dumps(e.removed), orjson.dumps(e.related))
+                for e in state.erasures
+            ],
+        )
+        if self._jobs is not None:
+            self._jobs.want({key: state.known[key].words for key in state.touched}, state.removed)
+
+    def _remove(self, state: Answers) -> None:
+        unit = self._database.unit
+        unit.executemany(
+            "INSERT INTO feedback_forgotten VALUES (?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET until_ms=max(until_ms, excluded.until_ms)",
+            [(*key, until_ms) for key, until_ms in state.remembered.items()],
+        )
+        unit.executemany("INSERT OR IGNORE INTO feedback_late VALUES (?, ?)", state.late)
+        gone = [(*key, until_ms) for key, until_ms in state.removed.items()]
+        answers = [(*key,) for key, until_ms in state.removed.items() if until_ms == FOR_EVER_MS]
+        raters = [(*key, rater) for key, rater in state.removed_ratings]
+        where = "WHERE tenant=? AND subject=?"
+        unit.executemany(f"DELETE FROM feedback_turns {where}", answers)
+        unit.executemany(f"DELETE FROM feedback_ratings {where} AND rated_ms<=?", gone)
+        unit.executemany(f"DELETE FROM feedback_ratings {where} AND rater=?", raters)
+        unit.executemany(f"DELETE FROM feedback_classified {where} AND written_ms<=?", gone)
+
+    # The read model ---------------------------------------------------------------------------------------------
+
+    async def reset(self) -> None:
+        """Empty the tables that a replay makes again, within the open unit of work."""
+        for table in _REBUILT:
+            self._database.unit.execute(f"DELETE FROM {table}")
+
+    def rows(self, connection: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
+        """Return what the state is made of: the events that count, whatever else came."""
+        for table, columns in (
+            ("feedback_turns", "digest, too_late"),
+            ("feedback_ratings", "rater, digest"),
+            ("feedback_classified", "digest"),
+        ):
+            for row in connection.execute(f"SELECT tenant, subject, {columns} FROM {table}"):
+                yield (table, *row)
+
+
+def known_answers(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[Key, Answer]:
+    """Return all that is known of answers and conversations; those of which nothing is known are empty."""
+    known = {key: Answer(is_conversation=key.subject.startswith("conversation:")) for key in keys}
+    if not known:
+        return known
+    wanted = _json(known)
+    turns = connection.execute(f"SELECT t.tenant, t.subject, {_TURN} {_BY_KEY.format('feedback_turns')}", (wanted,))
+    for tenant, subject, *fields in turns:
+        turn = Turn(*fields)
+        known[Key(tenant, subject)].turn = turn._replace(
+            too_late=bool(turn.too_late),
+            answered=bool(turn.answered),
+            verified=bool(turn.verified),
+            latency_ms=math.nan if turn.latency_ms is None else turn.latency_ms,  # SQLite has no NaN
+            cost=math.nan if turn.cost is None else turn.cost,
+        )
+    ratings = connection.execute(
+        f"SELECT t.tenant, t.subject, rater, rated_ms, digest, t.value, has_text {_BY_KEY.format('feedback_ratings')}",
+        (wanted,),
+    )
+    for tenant, subject, rater, rated_ms, digest, value, has_text in ratings:
+        known[Key(tenant, subject)].ratings[rater] = Rating(rated_ms, digest, value, bool(has_text))
+    classified = connection.execute(
+        "SELECT t.tenant, t.subject, words, written_ms, classified_ms, digest, score, category "
+        + _BY_KEY.format("feedback_classified"),
+        (wanted,),
+    )
+    for tenant, subject, *fields in classified:
+        known[Key(tenant, subject)].classified = Classified(*fields)
+    return known
+
+
+def _names(event: Event, key: Key) -> Iterator[Key]:
+    """The names by which the person of an event may have been erased."""
+    if isinstance(event, gateway_pb2.TurnCompleted):
+        yield from names_of_turn(key.tenant, event.profile_id, event.asked_as)
+    elif not isinstance(event, common_pb2.ErasureRequested) and hasattr(event, "rater"):
+        yield from names_of_rater(key.tenant, event.rater)
+
+
+def _json(keys: Iterable[Key]) -> str:
+    return orjson.dumps([list(key) for key in keys]).decode()

@@ -1,0 +1,145 @@
+"""What a change does to the records that it is about. Pure.
+
+Every change is fenced by its source position, so that a stale or repeated one does nothing, save that the earliest
+sighting of a record counts whatever the order of arrival. What follows for persons is worked out once a batch.
+"""
+
+from typing import assert_never
+
+from services.identity_graph.changes import Delta, Effect, scope_prefix
+from services.identity_graph.columns import Entry, merged, of_columns, without
+from services.identity_graph.model import Node, Row, WorkingSet, birth_id, buried, text_of
+from services.kernel.positions import newer
+from services.kernel.processor import APPLIED, SUPERSEDED, Decision
+
+
+def apply(state: WorkingSet, delta: Delta) -> Decision:
+    """Take a change into account."""
+    state.newest_ms = max(state.newest_ms, delta.occurred_ms)
+    match delta.effect:
+        case Effect.HOLD | Effect.REMOVE:
+            return _apply_row(state, delta)
+        case Effect.NONE:
+            if delta.source:
+                state.sightings.note(delta.tenant, delta.source, delta.occurred_ms, delta.source_position)
+            return APPLIED
+        case Effect.HEARTBEAT:
+            state.sightings.note_heartbeat(delta.tenant, delta.source, delta.occurred_ms)
+            return APPLIED
+        case Effect.TRUNCATE:
+            return _truncate(state, delta)
+        case _:
+            assert_never(delta.effect)
+
+
+def _apply_row(state: WorkingSet, delta: Delta) -> Decision:
+    if state.erased and _was_erased(state, delta):
+        return SUPERSEDED
+    row = state.rows.get(delta.key)
+    if row is None:
+        row = state.rows[delta.key] = Row(delta.key)
+    if delta.occurred_ms < row.first_seen:
+        _sight(row, delta)
+    fence = state.truncated.get((delta.tenant, delta.source, delta.entity)) if state.truncated else None
+    if (row.position and not newer(delta.position, row.position)) or (fence and not newer(delta.position, fence)):
+        return APPLIED if row.carried and _fill_in(state, row, delta) else SUPERSEDED
+    state.sightings.note(delta.tenant, delta.source, delta.occurred_ms, delta.source_position)
+    if delta.effect is Effect.REMOVE:
+        _remove(row, delta)
+    else:
+        _hold(state, row, delta)
+    row.touched = True
+    row.partition, row.offset = delta.partition, delta.offset
+    row.position = delta.position or row.position
+    return APPLIED
+
+
+def _was_erased(state: WorkingSet, delta: Delta) -> bool:
+    fence = state.erased.get(birth_id(delta.key))
+    if fence is None:
+        return False
+    return delta.offset < fence.offset or bool(fence.position and not newer(delta.position, fence.position))
+
+
+def _sight(row: Row, delta: Delta) -> None:
+    row.first_seen = delta.occurred_ms
+    row.touched = True
+    if row.node is not None:
+        row.node.sight(row.key, delta.occurred_ms)
+        row.node.cause_ms = max(row.node.cause_ms, delta.occurred_ms)
+
+
+def _hold(state: WorkingSet, row: Row, delta: Delta) -> None:
+    if not delta.unavailable:
+        row.carried = None
+        _change(state, row, delta.entries, delta.text, delta)
+        return
+    # Columns that the source left out keep what is stored; from which position that is known goes with it.
+    stored = [] if row.node is None else row.node.content.entries()
+    known_from = "" if row.node is None else row.position
+    row.carried = {column: (row.carried or {}).get(column, known_from) for column in delta.unavailable}
+    _change(state, row, merged(delta.entries, of_columns(stored, delta.unavailable)), "", delta)
+
+
+def _fill_in(state: WorkingSet, row: Row, delta: Delta) -> bool:
+    """Take from an older change, which came late, the values that a newer one left out; tell whether there were any."""
+    if row.node is None or row.carried is None or delta.effect is not Effect.HOLD:
+        return False
+    columns = [
+        column
+        for column, known_from in row.carried.items()
+        if column not in delta.unavailable and newer(delta.position, known_from)
+    ]
+    if columns:
+        row.carried.update(dict.fromkeys(columns, delta.position))
+        row.touched = True
+        kept = without(row.node.content.entries(), columns)
+        _change(state, row, merged(kept, of_columns(delta.entries, columns)), "", delta)
+    return bool(columns)
+
+
+def _change(state: WorkingSet, row: Row, entries: tuple[Entry, ...], text: str, delta: Delta) -> None:
+    """Let a row hold other identifiers."""
+    text = text or text_of(entries)
+    if row.node is None or row.node.content.text != text:
+        _move(row, state.node_of(delta.tenant, entries, text), delta.occurred_ms)
+
+
+def _remove(row: Row, delta: Delta) -> None:
+    row.carried = None
+    if row.node is not None:
+        _move(row, None, delta.occurred_ms)
+
+
+def _move(row: Row, node: Node | None, occurred_ms: int) -> None:
+    left = row.node
+    if left is not None:
+        left.remove(row.key)
+        left.cause_ms = max(left.cause_ms, occurred_ms)
+    if node is None:
+        row.buried = () if left is None else tuple(map(buried, left.content.links))
+    else:
+        node.add(row.key, row.first_seen)
+        node.cause_ms = max(node.cause_ms, occurred_ms)
+        row.buried = ()
+    row.node = node
+
+
+def _truncate(state: WorkingSet, delta: Delta) -> Decision:
+    scope = (delta.tenant, delta.source, delta.entity)
+    known = state.truncated.get(scope, "")
+    if known and not newer(delta.position, known):
+        return SUPERSEDED
+    state.sightings.note(delta.tenant, delta.source, delta.occurred_ms, delta.source_position)
+    state.truncated[scope] = delta.position or known
+    state.truncations.add(scope)
+    prefix = scope_prefix(*scope)
+    for row in state.rows.values():
+        if row.node is None or row.partition != delta.partition or not row.key.startswith(prefix):
+            continue
+        if row.position and not newer(delta.position, row.position):
+            continue  # the truncation came late: this row was written after it
+        _remove(row, delta)
+        row.touched = True
+        row.position = delta.position or row.position
+    return APPLIED

@@ -1,0 +1,45 @@
+"""Joins the gateway: settings, peers, the model, the read model of conversations."""
+
+from headwater.rag_gateway.v1 import service_pb2
+from services.kernel import topics
+from services.kernel.processor import Processor
+from services.kernel.service import Platform, ReadModel, Service
+from services.rag_gateway.ask import Gateway
+from services.rag_gateway.conversations import ERASURE_GROUP, SERVICE, TURNS_GROUP, decide_erasure, decide_turn
+from services.rag_gateway.grpc_api import RagGatewayApi
+from services.rag_gateway.llm import OpenAiModel
+from services.rag_gateway.peers import PeerCalls
+from services.rag_gateway.ports import LanguageModel
+from services.rag_gateway.settings import Settings
+from services.rag_gateway.sqlite_store import SqliteErasures, SqliteTurns
+
+
+def build(platform: Platform) -> Service:
+    """Return the service on an installation's log and database."""
+    settings = Settings.from_config(platform.settings.table(SERVICE))
+    model: LanguageModel | None = OpenAiModel(settings.llm) if settings.llm.base_url else None
+    conversations = SqliteTurns(platform.database)
+    gateway = Gateway(
+        settings=settings,
+        log=platform.log,
+        clock=platform.clock,
+        peers=PeerCalls(platform.peers, settings),
+        conversations=conversations,
+        model=model,
+    )
+    api = RagGatewayApi(gateway, conversations)
+    return Service(
+        name=SERVICE,
+        register=api.register,
+        service_names=[service_pb2.DESCRIPTOR.services_by_name["RagGatewayService"].full_name],
+        processors=[
+            Processor(TURNS_GROUP, (topics.CONVERSATIONS,), conversations, decide_turn),
+            Processor(ERASURE_GROUP, (topics.ERASURES,), SqliteErasures(platform), decide_erasure),
+        ],
+        stores=[
+            ReadModel(
+                name="conversations", groups=(TURNS_GROUP,), reset=conversations.reset, hash=conversations.state_hash
+            )
+        ],
+        stop=model.close if model is not None else None,
+    )
