@@ -1,5 +1,6 @@
 """A query in plain words as a full-text expression: stop words dropped, everything quoted, phrases rewarded. Pure."""
 
+import itertools
 import re
 from typing import NamedTuple
 
@@ -8,12 +9,13 @@ TERMS_MAX = 32
 
 STOP_WORDS = frozenset(
     """
-    a about above after again all also am an and any are aren as at be because been before being below between both but
-    by can could couldn d did didn do does doesn doing don down during each few for from further had hadn has hasn have
-    having he her here hers him his how i if in into is isn it its itself just ll m may me might more most must my no nor
-    not now o of off on once only or other our ours out over own please re s same shall she should shouldn so some such t
-    than that the their theirs them then there these they this those through to too under until up us ve very was wasn we
-    were weren what when where which while who whom whose why will with won would wouldn you your yours
+    a about above after again all also am an and any are aren as at be because been before being below between
+    both but by can could couldn d did didn do does doesn doing don down during each few for from further had hadn
+    has hasn have having he her here hers him his how i if in into is isn it its itself just ll m may me might
+    more most must my no nor not now o of off on once only or other our ours out over own please re s same shall
+    she should shouldn so some such t than that the their theirs them then there these they this those through to
+    too under until up us ve very was wasn we were weren what when where which while who whom whose why will with
+    won would wouldn you your yours
     """.split()  # noqa: SIM905 - a list of quoted words is harder to read
 )
 
@@ -37,15 +39,12 @@ def word_query(text: str) -> WordQuery:
     """
     words = [word.lower() for word in _WORD.findall(text)]
     kept = [word for word in words if word not in STOP_WORDS]
-    if not kept:  # "the who": nothing but stop words is still a query
-        words = kept = words[:TERMS_MAX]
-        pairs = []
-    else:
-        pairs = [
-            f"{one} {other}"
-            for one, other in zip(words, words[1:], strict=False)
-            if one not in STOP_WORDS and other not in STOP_WORDS
-        ]
-    terms = list(dict.fromkeys(kept))[:TERMS_MAX]
+    pairs = [
+        f"{one} {other}"
+        for one, other in itertools.pairwise(words)
+        if one not in STOP_WORDS and other not in STOP_WORDS
+    ]
+    # Nothing but stop words, such as "the who", is still a query.
+    terms = list(dict.fromkeys(kept or words))[:TERMS_MAX]
     phrases = list(dict.fromkeys(pairs))[:TERMS_MAX]
     return WordQuery(" OR ".join(f'"{phrase}"' for phrase in (*terms, *phrases)), len(terms))

@@ -93,6 +93,7 @@ class WorkingSet:
 
     Attributes:
         documents: those that are there.
+        loaded: what they were before the batch.
         fences: positions of documents that are gone, where the source gives them.
         truncated: positions of the newest truncation of an entity in the batch's partition.
         erased: what was erased, of the batch's keys.
@@ -104,6 +105,7 @@ class WorkingSet:
     """
 
     documents: dict[Key, Document] = field(default_factory=dict)
+    loaded: dict[Key, Document] = field(default_factory=dict)
     fences: dict[Key, str] = field(default_factory=dict)
     truncated: dict[Entity, str] = field(default_factory=dict)
     erased: dict[Key, Erased] = field(default_factory=dict)

@@ -52,7 +52,8 @@ class Turn(NamedTuple):
         digest: of the event, to choose between two of one answer id at one time.
         too_late: whether it came too late to be counted.
         answered: whether there was an answer.
-        verified: whether at least one citation was found in the document that it cites.
+        verified: whether at least one citation was found in the document that it cites; None for turns of other
+            systems, whose retrieval is not known.
         latency_ms, cost: as in the event.
     """
 
@@ -64,7 +65,7 @@ class Turn(NamedTuple):
     too_late: bool
     model: str
     answered: bool
-    verified: bool
+    verified: bool | None
     latency_ms: float
     cost: float
 
@@ -199,10 +200,17 @@ def turn_of(event: gateway_pb2.TurnCompleted, record: Record) -> Turn:
         too_late=False,
         model=event.model,
         answered=event.answered,
-        verified=any(citation.verified for citation in event.citations),
+        verified=verified(event),
         latency_ms=event.latency_ms,
         cost=event.cost,
     )
+
+
+def verified(event: gateway_pb2.TurnCompleted) -> bool | None:
+    """Whether a turn has a citation that was found in the cited document; None where nothing is known of its context."""
+    if not event.HasField("context") and not event.citations:
+        return None
+    return any(citation.verified for citation in event.citations)
 
 
 def rating_of(event: events_pb2.AnswerRated, record: Record) -> Rating:

@@ -4,7 +4,7 @@ A person who was erased is remembered by name, with the time of the request, so 
 in is refused whenever it comes. An answer that was erased is remembered by its id, and so are its ratings refused.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, assert_never
@@ -71,6 +71,8 @@ class Answers:
         events: the decoded records by offset; what could not be decoded is not in it.
         known: the answers that the batch is about.
         newest_ms: the newest turn of a tenant in a partition.
+        erased_turns: of a tenant in a partition, offset and time of erased turns that come before the batch's last
+            record, in order: the log may not hold them any more, but what came after them was late because of them.
         forgotten: what was erased, by name, and until when.
         subjects: what was found of the subjects of erasures, by erasure id.
         sole_conversations: conversations of only the subject, by erasure id.
@@ -78,7 +80,7 @@ class Answers:
         removed: answers and conversations of which nothing may stay (of conversations: nothing until then).
         removed_ratings: ratings of erased raters.
         remembered: what must be remembered as erased, and until when.
-        late: answers that were refused because of an erasure of before.
+        late: answers that were refused because of an erasure of before, with the record.
         erasures: the erasures of the batch.
         touched: what has changed, with the time of the event.
     """
@@ -87,6 +89,7 @@ class Answers:
     events: dict[int, Event] = field(default_factory=dict)
     known: dict[Key, Answer] = field(default_factory=dict)
     newest_ms: dict[tuple[str, int], int] = field(default_factory=dict)
+    erased_turns: dict[tuple[str, int], deque[tuple[int, int]]] = field(default_factory=dict)
     forgotten: dict[Key, int] = field(default_factory=dict)
     subjects: dict[str, list[Found]] = field(default_factory=dict)
     sole_conversations: dict[str, list[str]] = field(default_factory=dict)
@@ -96,7 +99,7 @@ class Answers:
     removed: dict[Key, int] = field(default_factory=dict)
     removed_ratings: set[tuple[Key, str]] = field(default_factory=set)
     remembered: dict[Key, int] = field(default_factory=dict)
-    late: set[Key] = field(default_factory=set)
+    late: dict[Key, tuple[Record, int]] = field(default_factory=dict)
     erasures: list[Erasure] = field(default_factory=list)
     touched: dict[Key, int] = field(default_factory=dict)
 
@@ -149,7 +152,7 @@ def _turn(state: Answers, event: gateway_pb2.TurnCompleted, record: Record) -> D
     key = key_of_event(event)
     turn = turn_of(event, record)
     place = (key.tenant, record.partition)
-    newest_ms = state.newest_ms.get(place)
+    newest_ms = _newest_ms(state, place, record.offset)
     state.newest_ms[place] = turn.asked_ms if newest_ms is None else max(newest_ms, turn.asked_ms)
     names = names_of_turn(key.tenant, turn.profile_id, turn.asked_as)
     until_ms = max((state.forgotten.get(name, -1) for name in names), default=-1)
@@ -165,10 +168,18 @@ def _turn(state: Answers, event: gateway_pb2.TurnCompleted, record: Record) -> D
     return APPLIED
 
 
+def _newest_ms(state: Answers, place: tuple[str, int], offset: int) -> int | None:
+    """The time of the newest turn of a tenant's before an offset; None when there is none."""
+    newest_ms, erased = state.newest_ms.get(place), state.erased_turns.get(place)
+    while erased and erased[0][0] < offset:
+        newest_ms = max(erased.popleft()[1], -1 if newest_ms is None else newest_ms)
+    return newest_ms
+
+
 def _refuse(state: Answers, key: Key, turn: Turn, until_ms: int, record: Record) -> None:
     """Leave nothing of a turn that was erased before it came in, nor of what came in before it."""
     state.remember(key, FOR_EVER_MS)
-    state.late.add(key)
+    state.late[key] = record, turn.asked_ms
     _remove(state, key, FOR_EVER_MS, record)
     if turn.conversation_id and until_ms >= 0:
         conversation = conversation_key(key.tenant, turn.conversation_id)

@@ -18,16 +18,16 @@ from services.kernel.windows import Change, Entry
 
 MEASURES: Mapping[str, int] = {
     "answered": 1,  # 1 when there was an answer, else 0
-    "latency_ms": 1_000,
+    "latency_ms": 1_000,  # where it is known, which it is not of 0
     "cost": 1_000_000_000,
-    "verified": 1,  # of an answer: 1 when at least one of its citations was found in the cited document, else 0
+    "verified": 1,  # of an answer whose context is known: 1 when one of its citations was found in the cited document
     "rating": 1_000_000,  # 0 (down, or 1 of 5) to 1 (up, or 5 of 5)
     "sentiment": 1_000_000,  # -1 to 1
     "dissatisfied": 1,  # of a rated or classified answer: 1 when people are dissatisfied, else 0
 }
 DIMENSIONS: Mapping[str, str] = {"model": "model", "conversation": "conversation_id"}  # dimension -> Turn's attribute
 DISSATISFIED_MAX = RATING_UNIT // 4  # a mean rating of down, or 2 of 5, or worse
-VALUE_MAX = 1e9  # a latency or cost beyond it (or below 0, or no number) is a fault of the writer, and is not counted
+VALUE_MAX = 1e9  # a latency or cost beyond it (or below 0, or no number) is a fault of the writer: it is not counted
 
 
 class Kpi(NamedTuple):
@@ -151,10 +151,11 @@ def _of_conversation(tenant: str, answer: Answer, dimensions: Sequence[Sequence[
 
 def _turn_values(turn: Turn) -> Iterator[tuple[str, int]]:
     yield "answered", int(turn.answered)
-    for measure, value in (("latency_ms", turn.latency_ms), ("cost", turn.cost)):
-        if math.isfinite(value) and 0 <= value <= VALUE_MAX:
-            yield measure, round(value * MEASURES[measure])
-    if turn.answered:
+    if math.isfinite(turn.latency_ms) and 0 < turn.latency_ms <= VALUE_MAX:
+        yield "latency_ms", round(turn.latency_ms * MEASURES["latency_ms"])
+    if math.isfinite(turn.cost) and 0 <= turn.cost <= VALUE_MAX:
+        yield "cost", round(turn.cost * MEASURES["cost"])
+    if turn.answered and turn.verified is not None:
         yield "verified", int(turn.verified)
 
 

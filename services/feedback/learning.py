@@ -1,4 +1,4 @@
-"""Learning from ratings which questions leave people dissatisfied: a logistic regression on hashed words, in plain Python.
+"""Learning from ratings which questions leave people dissatisfied: a logistic regression on words, in plain Python.
 
 The same examples give the same model, bit for bit: they are sorted, nothing is drawn at random, and sums run in a
 fixed order. A model is only used when it has proved itself on examples that it was not trained on: `train` returns
@@ -6,6 +6,7 @@ none that is not clearly better than the lexicon.
 """
 
 import hashlib
+import itertools
 import math
 import re
 import zlib
@@ -37,7 +38,7 @@ class Model:
     Attributes:
         name: `learnt-` and a digest of the weights.
         weights: feature to weight; features that are not named have none.
-        document_shares: feature to the logarithm of how rare it is.
+        rarities: feature to the logarithm of how rare it is in questions.
         bias: the weight of everybody.
         auc: how well it told the dissatisfied from the satisfied among examples that it had not seen.
         examples: how many it was trained on.
@@ -45,14 +46,14 @@ class Model:
 
     name: str
     weights: Mapping[int, float]
-    document_shares: Mapping[int, float]
+    rarities: Mapping[int, float]
     bias: float
     auc: float
     examples: int
 
     def dissatisfied(self, text: str, signs: Sequence[str]) -> float:
         """The probability that a person who asks this, and gets an answer with these signs, is dissatisfied."""
-        features = _weighted(_counts(text, signs), self.document_shares)
+        features = _weighted(_counts(text, signs), self.rarities)
         return _sigmoid(self.bias + sum(self.weights.get(index, 0.0) * value for index, value in features))
 
     def state(self) -> bytes:
@@ -61,7 +62,7 @@ class Model:
             [
                 self.name,
                 list(self.weights.items()),
-                list(self.document_shares.items()),
+                list(self.rarities.items()),
                 self.bias,
                 self.auc,
                 self.examples,
@@ -71,8 +72,8 @@ class Model:
     @classmethod
     def restored(cls, state: bytes) -> "Model":
         """The model of a state."""
-        name, weights, shares, bias, auc, examples = orjson.loads(state)
-        return cls(name, dict(weights), dict(shares), bias, auc, examples)
+        name, weights, rarities, bias, auc, examples = orjson.loads(state)
+        return cls(name, dict(weights), dict(rarities), bias, auc, examples)
 
 
 def train(examples: Sequence[Example], baseline: Callable[[str], float]) -> Model | None:
@@ -127,15 +128,13 @@ def _fold(example: Example) -> int:
 
 def _counts(text: str, signs: Sequence[str]) -> Counter[int]:
     words = [word.casefold() for word in _WORD.findall(text)[:WORDS_MAX]]
-    terms = [*words, *map(" ".join, zip(words, words[1:], strict=False)), *(f"\x00{sign}" for sign in signs)]
+    terms = [*words, *map(" ".join, itertools.pairwise(words)), *(f"\x00{sign}" for sign in signs)]
     return Counter(zlib.crc32(term.encode()) % FEATURES for term in terms)
 
 
-def _weighted(counts: Counter[int], document_shares: Mapping[int, float]) -> Features:
+def _weighted(counts: Counter[int], rarities: Mapping[int, float]) -> Features:
     """TF-IDF, with length 1; words never seen in training are left out."""
-    raw = [
-        (index, (1 + math.log(n)) * document_shares[index]) for index, n in counts.items() if index in document_shares
-    ]
+    raw = [(index, (1 + math.log(n)) * rarities[index]) for index, n in counts.items() if index in rarities]
     norm = math.sqrt(sum(value * value for _, value in raw)) or 1.0
     return [(index, value / norm) for index, value in sorted(raw)]
 
@@ -143,11 +142,11 @@ def _weighted(counts: Counter[int], document_shares: Mapping[int, float]) -> Fea
 def _fit(examples: Sequence[Example], auc: float) -> Model:
     counts = [_counts(example.text, example.signs) for example in examples]
     documents = Counter(index for count in counts for index in count)
-    shares = {index: math.log((1 + len(examples)) / (1 + n)) + 1 for index, n in sorted(documents.items()) if n > 1}
-    rows = [(_weighted(count, shares), float(e.dissatisfied)) for count, e in zip(counts, examples, strict=True)]
+    rarities = {index: math.log((1 + len(examples)) / (1 + n)) + 1 for index, n in sorted(documents.items()) if n > 1}
+    rows = [(_weighted(count, rarities), float(e.dissatisfied)) for count, e in zip(counts, examples, strict=True)]
     weights, bias = _descend(rows)
     state = orjson.dumps([sorted(weights.items()), bias])
-    return Model(f"learnt-{hashlib.sha256(state).hexdigest()[:8]}", weights, shares, bias, auc, len(examples))
+    return Model(f"learnt-{hashlib.sha256(state).hexdigest()[:8]}", weights, rarities, bias, auc, len(examples))
 
 
 def _descend(rows: Sequence[tuple[Features, float]]) -> tuple[dict[int, float], float]:

@@ -1,11 +1,10 @@
 """What the service needs of its stores, beside the kernel's `Store` of its two processors."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol
 
 from services.feedback.answers import Key
 from services.feedback.projection import KpiRow
-from services.kernel.jobs import Job
 
 
 class KpiQuery(NamedTuple):
@@ -63,13 +62,3 @@ class Example(NamedTuple):
     text: str
     signs: tuple[str, ...]
     dissatisfied: bool
-
-
-class Texts(Protocol):
-    """What is to be classified, and what can be learnt from."""
-
-    def texts(self, jobs: Sequence[Job]) -> list[Text]:
-        """Return the texts of jobs; those whose words are no more the newest, or are gone, are left out."""
-
-    def examples(self, tenant: str, limit: int) -> Iterator[Example]:
-        """Return the newest rated turns of a tenant, in an order that depends on them alone."""

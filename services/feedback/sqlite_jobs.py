@@ -3,13 +3,14 @@
 A job is about certain words of an answer. It stays when it is done, so that a replay of the log does not do it again.
 """
 
+import sqlite3
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 
 import orjson
 
 from headwater.feedback.v1 import events_pb2
 from headwater.rag_gateway.v1 import events_pb2 as gateway_pb2
-from services.feedback.answers import RATING_UNIT, Key, rating_value
+from services.feedback.answers import RATING_UNIT, Key, rating_value, verified
 from services.feedback.ports import Example, Text
 from services.kernel.jobs import WAITING, Job, JobState
 from services.kernel.sqlite import Database, Transaction
@@ -26,7 +27,7 @@ _WAITS = f"state IN ({', '.join(sorted(repr(state.value) for state in WAITING))}
 
 
 class SqliteJobs:
-    """The jobs; a `services.kernel.enrichment.JobStore`, and `services.feedback.ports.Texts`."""
+    """The jobs; a `services.kernel.enrichment.JobStore`."""
 
     def __init__(self, database: Database, provider: str) -> None:
         """Make the table; `provider` is whose health the jobs depend on."""
@@ -148,24 +149,25 @@ class SqliteJobs:
             conversation_id=turn.conversation_id if turn is not None else rating.conversation_id, signs=signs,
         )  # fmt: skip
 
-    def examples(self, tenant: str, limit: int) -> Iterator[Example]:
-        """Return the newest rated turns of a tenant whose raters are clearly satisfied or dissatisfied."""
-        rows = self._database.reader.execute(
-            """SELECT t.digest, t.event, r.rating FROM feedback_turns AS t JOIN (
-                 SELECT tenant, subject, avg(value) AS rating FROM feedback_ratings
-                 WHERE tenant=? AND value IS NOT NULL GROUP BY tenant, subject) AS r USING (tenant, subject)
-               WHERE r.rating<=? OR r.rating>=? ORDER BY t.asked_ms DESC, t.subject LIMIT ?""",
-            (tenant, RATING_UNIT / 4, 3 * RATING_UNIT / 4, limit),
-        )
-        for digest, event, rating in rows:
-            turn = gateway_pb2.TurnCompleted.FromString(event)
-            yield Example(digest, turn.question, signs_of(turn), dissatisfied=rating <= RATING_UNIT / 4)
+
+def examples(connection: sqlite3.Connection, tenant: str, limit: int) -> Iterator[Example]:
+    """Return the newest rated turns of a tenant whose raters are clearly satisfied or dissatisfied, at most `limit`."""
+    rows = connection.execute(
+        """SELECT t.digest, t.event, r.rating FROM feedback_turns AS t JOIN (
+             SELECT tenant, subject, avg(value) AS rating FROM feedback_ratings
+             WHERE tenant=? AND value IS NOT NULL GROUP BY tenant, subject) AS r USING (tenant, subject)
+           WHERE r.rating<=? OR r.rating>=? ORDER BY t.asked_ms DESC, t.subject LIMIT ?""",
+        (tenant, RATING_UNIT / 4, 3 * RATING_UNIT / 4, limit),
+    )
+    for digest, event, rating in rows:
+        turn = gateway_pb2.TurnCompleted.FromString(event)
+        yield Example(digest, turn.question, signs_of(turn), dissatisfied=rating <= RATING_UNIT / 4)
 
 
 def signs_of(turn: gateway_pb2.TurnCompleted) -> tuple[str, ...]:
     """What an answer shows of itself."""
     signs = () if turn.answered else ("unanswered",)
-    return signs if any(citation.verified for citation in turn.citations) else (*signs, "unverified")
+    return (*signs, "unverified") if verified(turn) is False else signs
 
 
 def _place(job: Job) -> tuple[str, str, str]:

@@ -213,6 +213,11 @@ class SqliteObservations:
         )  # fmt: skip
         return sorted(map(_row, rows), key=lambda row: (row.computed.kpi, row.key))
 
+    def table(self, connection: sqlite3.Connection) -> dict[tuple[CellKey, str], Computed]:
+        """Return all KPIs that have a value."""
+        rows = map(_row, connection.execute(f"SELECT {_KPI} FROM feedback_kpis WHERE count>0"))
+        return {(row.key, row.computed.kpi): row.computed for row in rows}
+
     def newest_ms(self, tenant: str) -> Mapping[int, int]:
         """Return the time of the newest turn of each partition."""
         return _newest(self._database.reader, tenant or DEFAULT_TENANT)

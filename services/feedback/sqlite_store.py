@@ -2,7 +2,8 @@
 
 import math
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import orjson
 
@@ -35,8 +36,8 @@ SCHEMA = (
     """CREATE TABLE feedback_turns (
          tenant TEXT NOT NULL, subject TEXT NOT NULL, conversation_id TEXT NOT NULL, profile_id TEXT NOT NULL,
          asked_as TEXT NOT NULL, asked_ms INTEGER NOT NULL, digest TEXT NOT NULL, too_late INTEGER NOT NULL,
-         model TEXT NOT NULL, answered INTEGER NOT NULL, verified INTEGER NOT NULL, latency_ms REAL, cost REAL,
-         event BLOB NOT NULL, PRIMARY KEY (tenant, subject))""",
+         model TEXT NOT NULL, answered INTEGER NOT NULL, verified INTEGER, latency_ms REAL, cost REAL,
+         partition INTEGER NOT NULL, "offset" INTEGER NOT NULL, event BLOB NOT NULL, PRIMARY KEY (tenant, subject))""",
     "CREATE INDEX feedback_turns_by_time ON feedback_turns (tenant, asked_ms, subject)",
     "CREATE INDEX feedback_turns_by_profile ON feedback_turns (tenant, profile_id) WHERE profile_id<>''",
     "CREATE INDEX feedback_turns_by_asker ON feedback_turns (tenant, asked_as) WHERE asked_as<>''",
@@ -52,10 +53,14 @@ SCHEMA = (
          classified_ms INTEGER NOT NULL, digest TEXT NOT NULL, score REAL NOT NULL, category TEXT NOT NULL,
          event BLOB NOT NULL, PRIMARY KEY (tenant, subject))""",
     """CREATE TABLE feedback_newest (
-         tenant TEXT, partition INTEGER, newest_ms INTEGER NOT NULL, PRIMARY KEY (tenant, partition)) WITHOUT ROWID""",
+         tenant TEXT, partition INTEGER, newest_ms INTEGER NOT NULL, "offset" INTEGER NOT NULL,
+         PRIMARY KEY (tenant, partition)) WITHOUT ROWID""",
     """CREATE TABLE feedback_forgotten (
          tenant TEXT, name TEXT, until_ms INTEGER NOT NULL, PRIMARY KEY (tenant, name)) WITHOUT ROWID""",
     # What is below tells of work that is under way, and is not made again by a replay.
+    """CREATE TABLE feedback_erased_turns (
+         tenant TEXT, partition INTEGER, "offset" INTEGER, asked_ms INTEGER NOT NULL,
+         PRIMARY KEY (tenant, partition, "offset")) WITHOUT ROWID""",
     """CREATE TABLE feedback_late (tenant TEXT, subject TEXT, PRIMARY KEY (tenant, subject)) WITHOUT ROWID""",
     """CREATE TABLE feedback_erasures (
          erasure_id TEXT PRIMARY KEY, request BLOB NOT NULL, removed TEXT NOT NULL, related TEXT NOT NULL,
@@ -70,7 +75,7 @@ class SqliteAnswers:
     """The store of the processor that takes events in; a `services.kernel.processor.Store`."""
 
     def __init__(self, database: Database, event_time: EventTime, jobs: SqliteJobs | None) -> None:
-        """Make the tables.
+        """Make the tables. `on_erased` is called when something of an erasure is left to do.
 
         Args:
             database: the installation's database.
@@ -78,6 +83,7 @@ class SqliteAnswers:
             jobs: where texts wait for their classification; None when nothing is classified.
         """
         self._database, self._event_time, self._jobs = database, event_time, jobs
+        self.on_erased: Callable[[], None] = lambda: None
         database.migrate("feedback", SCHEMA)
 
     # Processing -------------------------------------------------------------------------------------------------
@@ -110,7 +116,8 @@ class SqliteAnswers:
         state.known = known_answers(self._database.writer, keys)
         state.forgotten = self._forgotten([*keys, *names])
         if batch and batch[0].topic == topics.CONVERSATIONS:
-            state.newest_ms = self._newest({key.tenant for key in keys}, batch[0].partition)
+            for tenant in {key.tenant for key in keys}:
+                self._load_time(state, tenant, batch[0].partition, batch[-1].offset)
         return state
 
     def _find(self, state: Answers, event: common_pb2.ErasureRequested, record: Record) -> None:
@@ -160,22 +167,29 @@ class SqliteAnswers:
         )
         return {Key(tenant, name): until_ms for tenant, name, until_ms in rows}
 
-    def _newest(self, tenants: Collection[str], partition: int) -> dict[tuple[str, int], int]:
-        rows = self._database.writer.execute(
-            "SELECT tenant, partition, newest_ms FROM feedback_newest "
-            "WHERE tenant IN (SELECT value FROM json_each(?)) AND partition=?",
-            (orjson.dumps(sorted(tenants)).decode(), partition),
+    def _load_time(self, state: Answers, tenant: str, partition: int, offset: int) -> None:
+        """Load how far a tenant's time has come in a partition, and what of it the log does not hold any more."""
+        writer, place = self._database.writer, (tenant, partition)
+        row = writer.execute(
+            'SELECT newest_ms, "offset" FROM feedback_newest WHERE tenant=? AND partition=?', place
+        ).fetchone()
+        if row is not None:
+            state.newest_ms[place] = row[0]
+        erased = writer.execute(
+            'SELECT "offset", asked_ms FROM feedback_erased_turns '
+            'WHERE tenant=? AND partition=? AND "offset">? AND "offset"<? ORDER BY "offset"',
+            (*place, -1 if row is None else row[1], offset),
         )
-        return {(tenant, place): newest_ms for tenant, place, newest_ms in rows}
+        state.erased_turns[place] = deque(erased)
 
     async def save(self, state: Answers, progress: Progress) -> None:
         """Write what the batch has changed."""
         del progress
         unit = self._database.unit
         unit.executemany(
-            f"INSERT OR REPLACE INTO feedback_turns (tenant, subject, {_TURN}, event) "
-            f"VALUES (?, ?, {', '.join('?' * len(Turn._fields))}, ?)",
-            [(*key, *turn, record.value) for key, (turn, record) in state.turns.items()],
+            f'INSERT OR REPLACE INTO feedback_turns (tenant, subject, {_TURN}, partition, "offset", event) '
+            f"VALUES (?, ?, {', '.join('?' * len(Turn._fields))}, ?, ?, ?)",
+            [(*key, *turn, r.partition, r.offset, r.value) for key, (turn, r) in state.turns.items()],
         )
         unit.executemany(
             "INSERT OR REPLACE INTO feedback_ratings VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -186,9 +200,8 @@ class SqliteAnswers:
             [(*key, *classified, record.value) for key, (classified, record) in state.classified.items()],
         )
         unit.executemany(
-            "INSERT INTO feedback_newest VALUES (?, ?, ?) "
-            "ON CONFLICT DO UPDATE SET newest_ms=max(newest_ms, excluded.newest_ms)",
-            [(*place, newest_ms) for place, newest_ms in state.newest_ms.items()],
+            "INSERT OR REPLACE INTO feedback_newest VALUES (?, ?, ?, ?)",
+            [(*place, newest_ms, max(state.events, default=-1)) for place, newest_ms in state.newest_ms.items()],
         )
         self._remove(state)
         unit.executemany(
@@ -198,6 +211,8 @@ class SqliteAnswers:
                 for e in state.erasures
             ],
         )
+        if state.erasures or state.late:
+            unit.on_commit.append(self.on_erased)
         if self._jobs is not None:
             self._jobs.want({key: state.known[key].words for key in state.touched}, state.removed)
 
@@ -208,11 +223,20 @@ class SqliteAnswers:
             "ON CONFLICT DO UPDATE SET until_ms=max(until_ms, excluded.until_ms)",
             [(*key, until_ms) for key, until_ms in state.remembered.items()],
         )
-        unit.executemany("INSERT OR IGNORE INTO feedback_late VALUES (?, ?)", state.late)
+        unit.executemany("INSERT OR IGNORE INTO feedback_late VALUES (?, ?)", [(*key,) for key in state.late])
+        unit.executemany(
+            "INSERT OR IGNORE INTO feedback_erased_turns VALUES (?, ?, ?, ?)",
+            [(key.tenant, record.partition, record.offset, ms) for key, (record, ms) in state.late.items()],
+        )
         gone = [(*key, until_ms) for key, until_ms in state.removed.items()]
         answers = [(*key,) for key, until_ms in state.removed.items() if until_ms == FOR_EVER_MS]
         raters = [(*key, rater) for key, rater in state.removed_ratings]
         where = "WHERE tenant=? AND subject=?"
+        unit.executemany(
+            "INSERT OR IGNORE INTO feedback_erased_turns "
+            f'SELECT tenant, partition, "offset", asked_ms FROM feedback_turns {where}',
+            answers,
+        )
         unit.executemany(f"DELETE FROM feedback_turns {where}", answers)
         unit.executemany(f"DELETE FROM feedback_ratings {where} AND rated_ms<=?", gone)
         unit.executemany(f"DELETE FROM feedback_ratings {where} AND rater=?", raters)
@@ -224,6 +248,12 @@ class SqliteAnswers:
         """Empty the tables that a replay makes again, within the open unit of work."""
         for table in _REBUILT:
             self._database.unit.execute(f"DELETE FROM {table}")
+
+    def erased_turns(self, connection: sqlite3.Connection) -> Iterator[tuple[str, int, int, int]]:
+        """Return tenant, partition, offset and time of turns that were erased, by offset."""
+        return connection.execute(
+            'SELECT tenant, partition, "offset", asked_ms FROM feedback_erased_turns ORDER BY partition, "offset"'
+        )
 
     def rows(self, connection: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
         """Return what the state is made of: the events that count, whatever else came."""
@@ -248,7 +278,7 @@ def known_answers(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[K
         known[Key(tenant, subject)].turn = turn._replace(
             too_late=bool(turn.too_late),
             answered=bool(turn.answered),
-            verified=bool(turn.verified),
+            verified=None if turn.verified is None else bool(turn.verified),
             latency_ms=math.nan if turn.latency_ms is None else turn.latency_ms,  # SQLite has no NaN
             cost=math.nan if turn.cost is None else turn.cost,
         )

@@ -9,7 +9,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from services.identity_graph.matching import Resolution, has_too_many_values, resolve
-from services.identity_graph.model import Crowd, Kinds, Link, Node, Standing, WorkingSet, birth_id
+from services.identity_graph.model import (
+    Crowd,
+    Kinds,
+    Link,
+    Node,
+    Row,
+    Standing,
+    WorkingSet,
+    birth_id,
+    buried,
+    tenant_of,
+)
 
 Holders = Mapping[Link, Sequence[Node]]
 
@@ -31,7 +42,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         nodes: the nodes that were worked out anew, those without rows left too.
-        components: the components that they are in now.
+        components: the components that they are in now; nodes that nothing links are in none.
         holders: who holds each link, as far as it is not quarantined.
         quarantined, released: identifiers that do not link any more, and that do again.
         crowds: the new numbers of quarantined identifiers; None for those that are released.
@@ -48,21 +59,70 @@ class Outcome(NamedTuple):
 NOTHING = Outcome([], [], {}, (), (), {})
 
 
-def recluster(state: WorkingSet) -> Outcome:
-    """Work out who is who, and set it in the nodes of the working set."""
-    if not any(row.touched and row.node is not row.node_before for row in state.rows.values()) and not any(
-        node.first != node.first_before for node in state.nodes.values()
-    ):
-        return NOTHING
+def move_rows(state: WorkingSet) -> None:
+    """Take the rows that hold something else than before to the nodes of what they hold now.
+
+    The nodes that they leave, and the nodes that there are of what they hold now, are in the working set.
+    """
+    for row in state.rows.values():
+        if not row.touched:
+            continue
+        if row.node_id_before is not None and (row.moves or row.first_seen != row.first_seen_before):
+            row.node = row.node_before = state.nodes[row.node_id_before]
+        if row.moves:
+            _move(state, row)
+        elif row.node is not None:
+            row.node.sight(row.key, row.first_seen, row.cause_ms)
+
+
+def _move(state: WorkingSet, row: Row) -> None:
+    left = row.node_before
+    if left is not None:
+        left.remove(row.key, row.cause_ms)
+    if row.text is None:
+        row.node, row.buried = None, tuple(map(buried, left.content.links)) if left else ()
+    else:
+        row.node, row.buried = state.node_of(tenant_of(row.key), row.text), ()
+        row.node.add(row.key, row.first_seen, row.cause_ms)
+
+
+def recount(state: WorkingSet) -> dict[Link, Crowd]:
+    """Return the new numbers of quarantined identifiers whose holders changed."""
+    counts: dict[Link, Crowd] = {}
+    if not state.crowds:
+        return counts
+    for node in state.nodes.values():
+        rows = node.rows - node.rows_before
+        if rows:
+            records = bool(node.rows) - bool(node.rows_before)
+            for link in node.content.links:
+                if link in state.crowds:
+                    known = counts.get(link, state.crowds[link])
+                    counts[link] = Crowd(known.records + records, known.rows + rows)
+    return counts
+
+
+def recluster(state: WorkingSet, counts: Mapping[Link, Crowd]) -> Outcome:
+    """Work out who is who, and set it in the nodes of the working set.
+
+    Args:
+        state: rows are in their new nodes; components are whole, and all holders of a quarantined identifier are
+            there when few enough hold it now.
+        counts: what `recount` returned.
+    """
     nodes = list(state.nodes.values())
+    if not nodes:
+        return NOTHING
     holders = _holders(nodes)
-    quarantined, released, crowds = _quarantine(state, nodes, holders)
-    muted = (state.crowds.keys() | set(quarantined)) - set(released)
+    quarantined = _newly_crowded(state, nodes, holders)
+    released = tuple(sorted(link for link, crowd in counts.items() if not state.kinds.is_crowded(link, *crowd)))
+    muted = frozenset((state.crowds.keys() | quarantined.keys()) - set(released))
     components = _components(nodes, holders, muted, state.kinds)
     _set_components(state, components)
+    crowds: dict[Link, Crowd | None] = {**counts, **quarantined, **dict.fromkeys(released)}
     for link in muted:
         holders.pop(link, None)
-    return Outcome(nodes, components, holders, quarantined, released, crowds)
+    return Outcome(nodes, components, holders, tuple(sorted(quarantined)), released, crowds)
 
 
 def _holders(nodes: Iterable[Node]) -> dict[Link, list[Node]]:
@@ -77,52 +137,22 @@ def _holders(nodes: Iterable[Node]) -> dict[Link, list[Node]]:
     return holders
 
 
-def _quarantine(
-    state: WorkingSet, nodes: Sequence[Node], holders: Holders
-) -> tuple[tuple[Link, ...], tuple[Link, ...], dict[Link, Crowd | None]]:
-    """Find the identifiers that too many hold now, and those that few enough hold again."""
-    kinds, crowds = state.kinds, state.crowds
-    changed: dict[Link, Crowd | None] = {}
-    quarantined = []
-    heavy = {link for node in nodes if node.rows > kinds.records_always_fine for link in node.content.links}
+def _newly_crowded(state: WorkingSet, nodes: Sequence[Node], holders: Holders) -> dict[Link, Crowd]:
+    """Return the identifiers that too many hold now, and how many do."""
+    kinds, few = state.kinds, state.kinds.records_always_fine
+    found = {}
+    heavy = {link for node in nodes if node.rows > few for link in node.content.links}
     for link, held in holders.items():
-        if link in crowds or (len(held) <= kinds.records_always_fine and link not in heavy):
-            continue
-        crowd = Crowd(len(held), sum(node.rows for node in held))
-        if kinds.is_crowded(link, *crowd):
-            quarantined.append(link)
-            changed[link] = crowd
-    released = []
-    for link, crowd in _recounted(nodes, crowds).items():
-        if kinds.is_crowded(link, *crowd):
-            changed[link] = crowd
-        else:
-            if link not in state.complete:
-                raise RuntimeError(f"{link!r} is to be released, and its holders were not loaded")
-            released.append(link)
-            changed[link] = None
-    return tuple(sorted(quarantined)), tuple(sorted(released)), changed
+        if (len(held) > few or link in heavy) and link not in state.crowds:
+            crowd = Crowd(len(held), sum(node.rows for node in held))
+            if kinds.is_crowded(link, *crowd):
+                found[link] = crowd
+    return found
 
 
-def _recounted(nodes: Iterable[Node], crowds: Mapping[Link, Crowd]) -> dict[Link, Crowd]:
-    """Return the new numbers of quarantined identifiers whose holders changed."""
-    counts: dict[Link, Crowd] = {}
-    if crowds:
-        for node in nodes:
-            rows = node.rows - node.rows_before
-            if rows:
-                for link in node.content.links:
-                    if link in crowds:
-                        known = counts.get(link, crowds[link])
-                        records = bool(node.rows) - bool(node.rows_before)
-                        counts[link] = Crowd(known.records + records, known.rows + rows)
-    return counts
-
-
-def _components(nodes: Iterable[Node], holders: Holders, muted: Iterable[Link], kinds: Kinds) -> list[Component]:
+def _components(nodes: Iterable[Node], holders: Holders, muted: frozenset[Link], kinds: Kinds) -> list[Component]:
     """Gather the nodes that links join, and resolve each set; nodes that nothing links are set apart at once."""
     done: set[Link] = set(muted)
-    quiet = done and frozenset(done)
     placed: set[int] = set()
     components = []
     for start in nodes:
@@ -143,10 +173,9 @@ def _components(nodes: Iterable[Node], holders: Holders, muted: Iterable[Link], 
                         placed.add(other.id)
                         waiting.append(other)
         if links == 0:
-            own = tuple(link for link in start.content.links if link in quiet) if quiet else ()
-            start.component, start.standing = None, Standing(None, suspect=False, muted=own)
-            continue
-        components.append(_resolved(found, links, quiet or frozenset(), kinds))
+            start.component, start.standing = None, Standing(None, suspect=False, muted=start.content.links)
+        else:
+            components.append(_resolved(found, links, muted, kinds))
     return components
 
 
@@ -173,7 +202,7 @@ def _set_standing(nodes: Sequence[Node], *, suspect: bool, muted: frozenset[Link
 def _set_components(state: WorkingSet, components: Iterable[Component]) -> None:
     """Name the components; most keep the name that most of their nodes have in the store already."""
     taken: set[int] = set()
-    for component in components:
+    for component in sorted(components, key=lambda component: -len(component.nodes)):
         counts: dict[int, int] = defaultdict(int)
         for node in component.nodes:
             if node.component_before is not None and node.component_before not in taken:

@@ -117,6 +117,9 @@ class Extractor:
             if value.__class__ is str:
                 if known := read(value):
                     found.append((name, *known))
+            elif value.__class__ is int:
+                if known := read(str(value)):
+                    found.append((name, *known))
             elif value is not None:
                 found.extend((name, *known) for item in _texts(value) if (known := read(item)))
         return tuple(found) if len(found) < 2 else tuple(sorted(set(found)))

@@ -1,14 +1,15 @@
 """What a change does to the records that it is about. Pure.
 
 Every change is fenced by its source position, so that a stale or repeated one does nothing, save that the earliest
-sighting of a record counts whatever the order of arrival. What follows for persons is worked out once a batch.
+sighting of a record counts whatever the order of arrival. What follows for persons is worked out once a batch, in
+`clustering`.
 """
 
 from typing import assert_never
 
 from services.identity_graph.changes import Delta, Effect, scope_prefix
-from services.identity_graph.columns import Entry, merged, of_columns, without
-from services.identity_graph.model import Node, Row, WorkingSet, birth_id, buried, text_of
+from services.identity_graph.columns import merged, of_columns, without
+from services.identity_graph.model import Row, WorkingSet, birth_id, entries_of, text_of
 from services.kernel.positions import newer
 from services.kernel.processor import APPLIED, SUPERSEDED, Decision
 
@@ -39,16 +40,16 @@ def _apply_row(state: WorkingSet, delta: Delta) -> Decision:
     if row is None:
         row = state.rows[delta.key] = Row(delta.key)
     if delta.occurred_ms < row.first_seen:
-        _sight(row, delta)
+        row.first_seen, row.touched = delta.occurred_ms, True
     fence = state.truncated.get((delta.tenant, delta.source, delta.entity)) if state.truncated else None
     if (row.position and not newer(delta.position, row.position)) or (fence and not newer(delta.position, fence)):
-        return APPLIED if row.carried and _fill_in(state, row, delta) else SUPERSEDED
+        return APPLIED if row.carried and _fill_in(row, delta) else SUPERSEDED
     state.sightings.note(delta.tenant, delta.source, delta.occurred_ms, delta.source_position)
     if delta.effect is Effect.REMOVE:
-        _remove(row, delta)
+        row.text, row.carried = None, None
     else:
-        _hold(state, row, delta)
-    row.touched = True
+        _hold(row, delta)
+    row.touched, row.cause_ms = True, delta.occurred_ms
     row.partition, row.offset = delta.partition, delta.offset
     row.position = delta.position or row.position
     return APPLIED
@@ -61,29 +62,20 @@ def _was_erased(state: WorkingSet, delta: Delta) -> bool:
     return delta.offset < fence.offset or bool(fence.position and not newer(delta.position, fence.position))
 
 
-def _sight(row: Row, delta: Delta) -> None:
-    row.first_seen = delta.occurred_ms
-    row.touched = True
-    if row.node is not None:
-        row.node.sight(row.key, delta.occurred_ms)
-        row.node.cause_ms = max(row.node.cause_ms, delta.occurred_ms)
-
-
-def _hold(state: WorkingSet, row: Row, delta: Delta) -> None:
+def _hold(row: Row, delta: Delta) -> None:
     if not delta.unavailable:
-        row.carried = None
-        _change(state, row, delta.entries, delta.text, delta)
+        row.carried, row.text = None, delta.text
         return
     # Columns that the source left out keep what is stored; from which position that is known goes with it.
-    stored = [] if row.node is None else row.node.content.entries()
-    known_from = "" if row.node is None else row.position
+    stored = of_columns(entries_of(row.text), delta.unavailable)
+    known_from = "" if row.text is None else row.position
     row.carried = {column: (row.carried or {}).get(column, known_from) for column in delta.unavailable}
-    _change(state, row, merged(delta.entries, of_columns(stored, delta.unavailable)), "", delta)
+    row.text = text_of(merged(delta.entries, stored))
 
 
-def _fill_in(state: WorkingSet, row: Row, delta: Delta) -> bool:
+def _fill_in(row: Row, delta: Delta) -> bool:
     """Take from an older change, which came late, the values that a newer one left out; tell whether there were any."""
-    if row.node is None or row.carried is None or delta.effect is not Effect.HOLD:
+    if row.text is None or row.carried is None or delta.effect is not Effect.HOLD:
         return False
     columns = [
         column
@@ -92,37 +84,9 @@ def _fill_in(state: WorkingSet, row: Row, delta: Delta) -> bool:
     ]
     if columns:
         row.carried.update(dict.fromkeys(columns, delta.position))
-        row.touched = True
-        kept = without(row.node.content.entries(), columns)
-        _change(state, row, merged(kept, of_columns(delta.entries, columns)), "", delta)
+        row.text = text_of(merged(without(entries_of(row.text), columns), of_columns(delta.entries, columns)))
+        row.touched, row.cause_ms = True, delta.occurred_ms
     return bool(columns)
-
-
-def _change(state: WorkingSet, row: Row, entries: tuple[Entry, ...], text: str, delta: Delta) -> None:
-    """Let a row hold other identifiers."""
-    text = text or text_of(entries)
-    if row.node is None or row.node.content.text != text:
-        _move(row, state.node_of(delta.tenant, entries, text), delta.occurred_ms)
-
-
-def _remove(row: Row, delta: Delta) -> None:
-    row.carried = None
-    if row.node is not None:
-        _move(row, None, delta.occurred_ms)
-
-
-def _move(row: Row, node: Node | None, occurred_ms: int) -> None:
-    left = row.node
-    if left is not None:
-        left.remove(row.key)
-        left.cause_ms = max(left.cause_ms, occurred_ms)
-    if node is None:
-        row.buried = () if left is None else tuple(map(buried, left.content.links))
-    else:
-        node.add(row.key, row.first_seen)
-        node.cause_ms = max(node.cause_ms, occurred_ms)
-        row.buried = ()
-    row.node = node
 
 
 def _truncate(state: WorkingSet, delta: Delta) -> Decision:
@@ -132,14 +96,14 @@ def _truncate(state: WorkingSet, delta: Delta) -> Decision:
         return SUPERSEDED
     state.sightings.note(delta.tenant, delta.source, delta.occurred_ms, delta.source_position)
     state.truncated[scope] = delta.position or known
-    state.truncations.add(scope)
+    state.truncations[scope] = delta.partition
     prefix = scope_prefix(*scope)
     for row in state.rows.values():
-        if row.node is None or row.partition != delta.partition or not row.key.startswith(prefix):
+        if row.text is None or row.partition != delta.partition or not row.key.startswith(prefix):
             continue
         if row.position and not newer(delta.position, row.position):
             continue  # the truncation came late: this row was written after it
-        _remove(row, delta)
-        row.touched = True
+        row.text, row.carried = None, None
+        row.touched, row.cause_ms = True, delta.occurred_ms
         row.position = delta.position or row.position
     return APPLIED

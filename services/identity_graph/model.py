@@ -7,7 +7,7 @@ decides who is who is a function of the contents that are there now, never of ho
 
 import hashlib
 from base64 import b32encode
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -48,6 +48,11 @@ def split_key(key: Key) -> tuple[str, str]:
     return tenant, record
 
 
+def tenant_of(key: Key) -> str:
+    """Return the tenant of a key."""
+    return key[: key.index(SEPARATOR)]
+
+
 def split_link(link: Link) -> tuple[str, str]:
     """Return kind and value of a link."""
     _, kind, value = link.split(SEPARATOR, 2)
@@ -65,24 +70,25 @@ def text_of(entries: Iterable[Entry]) -> str:
     return orjson.dumps(entries).decode()
 
 
+def entries_of(text: str | None) -> list[Entry]:
+    """Return the identifiers of the text of a content."""
+    return [(column, kind, value) for column, kind, value in orjson.loads(text)] if text else []
+
+
 class Content(NamedTuple):
     """What a record holds.
 
     Attributes:
         tenant: whose it is.
         text: the identifiers, weak ones and junk too, as JSON in a canonical order; equal contents have equal texts.
-        links: those that can link, in the order of their text.
+        links: those that can link, in the order of their texts.
         unique: those of a kind of which a person has one.
     """
 
     tenant: str
     text: str
     links: tuple[Link, ...]
-    unique: tuple[Link, ...]
-
-    def entries(self) -> list[Entry]:
-        """Return the identifiers."""
-        return [(column, kind, value) for column, kind, value in orjson.loads(self.text)]
+    unique: tuple[Link, ...] = ()
 
 
 class Kinds:
@@ -97,6 +103,7 @@ class Kinds:
     def __init__(self, settings: Settings) -> None:
         linking = {name: rule for name, rule in settings.kinds.items() if rule.strength is not Strength.WEAK}
         self.unique = {name for name, rule in linking.items() if rule.strength is Strength.UNIQUE}
+        self._unique_prefix = tuple(f"{SEPARATOR}{name}{SEPARATOR}" for name in self.unique)
         self.rank = {
             name: place for place, name in enumerate(sorted(linking, key=lambda name: name not in self.unique))
         }
@@ -108,18 +115,16 @@ class Kinds:
         self.records_always_fine = min(self.max_records.values(), default=0)
         self.max_cluster = settings.max_cluster
 
-    def content(self, tenant: str, entries: Sequence[Entry], text: str) -> Content:
-        """Return the content that entries make; `text` is theirs."""
-        rank, prefix = self.rank, tenant + SEPARATOR
-        links = [f"{prefix}{kind}{SEPARATOR}{value}" for _, kind, value in entries if kind in rank]
-        if len(links) > 1:
-            links = sorted(set(links))
-        unique = [f"{prefix}{kind}{SEPARATOR}{value}" for _, kind, value in entries if kind in self.unique]
-        return Content(tenant, text, tuple(links), tuple(unique))
-
-    def parse(self, tenant: str, text: str) -> Content:
+    def content(self, tenant: str, text: str) -> Content:
         """Return the content that a text stands for."""
-        return self.content(tenant, orjson.loads(text), text)
+        rank, prefix = self.rank, tenant + SEPARATOR
+        links = [f"{prefix}{kind}{SEPARATOR}{value}" for _, kind, value in orjson.loads(text) if kind in rank]
+        return self.content_of_links(tenant, text, sorted(set(links)) if len(links) > 1 else links)
+
+    def content_of_links(self, tenant: str, text: str, links: Sequence[Link]) -> Content:
+        """Return the content of a text whose links are known."""
+        unique = [link for link in links if link.startswith(self._unique_prefix, len(tenant))]
+        return Content(tenant, text, tuple(links), tuple(unique))
 
     def order(self, link: Link) -> tuple[int, str]:
         """Return where a link comes when links are made."""
@@ -160,9 +165,10 @@ class Node:
         first: the oldest of the rows, and of equal ones the least: its first sighting and its key.
         component: names the set of nodes that are joined by links, directly or not; None where nothing links it.
         standing: what the graph says now.
-        members: the rows, with their first sightings; None where they were not needed.
-        rows_before, component_before, standing_before, first_before: as in the store.
-        joined: rows that came to it in this batch.
+        rows_before, first_before, component_before, standing_before: as in the store.
+        joined, left: rows that came and went in this batch.
+        seen: first sightings of rows of this batch.
+        members: all rows with their first sightings, where they are needed; see `fill`.
         cause_ms: the event time of the newest change that touched it in this batch; 0 for none.
     """
 
@@ -172,42 +178,53 @@ class Node:
     first: tuple[int, Key] = NO_ROW
     component: int | None = None
     standing: Standing = NOWHERE
-    members: dict[Key, int] | None = None
     rows_before: int = 0
+    first_before: tuple[int, Key] = NO_ROW
     component_before: int | None = None
     standing_before: Standing = NOWHERE
-    first_before: tuple[int, Key] = NO_ROW
     joined: set[Key] = field(default_factory=set)
+    left: set[Key] = field(default_factory=set)
+    seen: dict[Key, int] = field(default_factory=dict)
+    members: dict[Key, int] | None = None
     cause_ms: int = 0
 
-    def add(self, key: Key, first_seen: int) -> None:
+    def add(self, key: Key, first_seen: int, cause_ms: int) -> None:
         """Take a row in."""
-        if self.members is not None:
-            self.members[key] = first_seen
         self.rows += 1
         self.joined.add(key)
-        self.first = min(self.first, (first_seen, key))
+        self.sight(key, first_seen, cause_ms)
 
-    def remove(self, key: Key) -> None:
-        """Let a row go."""
+    def sight(self, key: Key, first_seen: int, cause_ms: int) -> None:
+        """Note the first sighting of one of the rows."""
+        self.seen[key] = first_seen
+        self.first = min(self.first, (first_seen, key))
+        self.cause_ms = max(self.cause_ms, cause_ms)
+
+    def remove(self, key: Key, cause_ms: int) -> None:
+        """Let one of the rows that were there before go."""
         self.rows -= 1
-        self.joined.discard(key)
-        if self.members is not None:
-            del self.members[key]
-        if key == self.first[1]:
-            self._find_first()
+        self.left.add(key)
+        self.cause_ms = max(self.cause_ms, cause_ms)
 
-    def sight(self, key: Key, first_seen: int) -> None:
-        """Note an earlier sighting of one of the rows."""
-        if self.members is not None:
-            self.members[key] = first_seen
-        self.first = min(self.first, (first_seen, key))
+    @property
+    def lost_its_first(self) -> bool:
+        """Whether its oldest row went, so that all the others are needed to find the next."""
+        return self.rows > 0 and self.first[1] in self.left
 
-    def _find_first(self) -> None:
-        if self.members is None:
-            raise RuntimeError(f"the rows of node {self.id} were not loaded, and its first one goes")
-        pairs = ((seen, key) for key, seen in self.members.items())
-        self.first = min(pairs, default=NO_ROW)
+    def stored_members(self) -> dict[Key, int] | None:
+        """Return the rows that it had before, where that is known without asking."""
+        if self.rows_before > 1:
+            return None
+        return {self.first_before[1]: self.first_before[0]} if self.rows_before else {}
+
+    def fill(self, stored: Mapping[Key, int]) -> None:
+        """Set its members.
+
+        Args:
+            stored: the rows that it had before, with their first sightings.
+        """
+        self.members = {key: seen for key, seen in stored.items() if key not in self.left} | self.seen
+        self.first = min(((seen, key) for key, seen in self.members.items()), default=NO_ROW)
 
 
 @dataclass(slots=True, eq=False)
@@ -220,11 +237,13 @@ class Row:
         partition, offset: the place in the topic `changes` of the newest change that took effect.
         position: the source's own position of it; empty where the source tells none.
         first_seen: the earliest event time that was ever delivered for it.
-        node: what it holds; None when it is not in the graph.
+        text: the text of the content that it holds; None when it is not in the graph.
         carried: columns whose value an update left out, and the position from which it is known.
         buried: what is kept of its links when it is gone.
-        node_before, first_seen_before: as in the store.
+        node_id_before, text_before, first_seen_before, buried_before: as in the store.
         touched: whether anything of it changed in this batch.
+        cause_ms: the event time of the newest change of the batch that took effect.
+        node, node_before: its node now and before, where the graph changes for it.
     """
 
     key: Key
@@ -233,12 +252,22 @@ class Row:
     offset: int = -1
     position: str = ""
     first_seen: int = NEVER_MS
-    node: Node | None = None
+    text: str | None = None
     carried: dict[str, str] | None = None
     buried: tuple[str, ...] = ()
-    node_before: Node | None = None
+    node_id_before: int | None = None
+    text_before: str | None = None
     first_seen_before: int = NEVER_MS
+    buried_before: tuple[str, ...] = ()
     touched: bool = False
+    cause_ms: int = 0
+    node: Node | None = None
+    node_before: Node | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether it holds something else than before."""
+        return self.text != self.text_before
 
 
 class Crowd(NamedTuple):
@@ -259,44 +288,49 @@ Scope = tuple[str, str, str]
 """Tenant, source and entity."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class WorkingSet:
-    """The part of the graph that a batch needs: whole components, and the records that the batch is about.
+    """The part of the graph that a batch needs: the records that it is about, and the components that they change.
 
     Attributes:
         kinds: the kinds of identifiers.
+        generation: the number of this batch's assignments.
+        next_id: the next free id of a node or component.
         rows: the records, by key.
-        nodes: the nodes, by id.
+        truncated: the newest truncation of each scope in the batch's partition.
+        truncations: the scopes that the batch truncates, and the partition.
+        erased: the fences of erased records of the batch, by birth id.
+        sightings: what the batch tells of its sources.
+        newest_ms: the newest event time of the batch.
+        contents: what the rows that move hold now, by tenant and text.
+        nodes: the nodes of components that change, by id.
         by_content: the same, by tenant and text.
         crowds: identifiers that were quarantined before, as far as nodes here hold them.
-        complete: those of them all of whose holders are here, so that they can be released.
-        truncated: the newest truncation of each scope in the batch's partition.
-        erased: the fences of erased records of the batch, by birth id.
-        generation: the number of this batch's assignments.
-        next_id: the next free id of a node.
-        sightings: what the batch tells of its sources.
-        quarantined, released: what changed of `crowds`; counted anew: crowds whose numbers changed.
     """
 
     kinds: Kinds
     generation: int
     next_id: int
     rows: dict[Key, Row] = field(default_factory=dict)
-    nodes: dict[int, Node] = field(default_factory=dict)
-    by_content: dict[tuple[str, str], Node] = field(default_factory=dict)
-    crowds: dict[Link, Crowd] = field(default_factory=dict)
-    complete: Collection[Link] = ()
     truncated: dict[Scope, str] = field(default_factory=dict)
-    truncations: set[Scope] = field(default_factory=set)
+    truncations: dict[Scope, int] = field(default_factory=dict)
     erased: Mapping[str, Erased] = field(default_factory=dict)
     sightings: Sightings = field(default_factory=Sightings)
     newest_ms: int = 0
+    contents: dict[tuple[str, str], Content] = field(default_factory=dict)
+    nodes: dict[int, Node] = field(default_factory=dict)
+    by_content: dict[tuple[str, str], Node] = field(default_factory=dict)
+    crowds: dict[Link, Crowd] = field(default_factory=dict)
 
-    def node_of(self, tenant: str, entries: Sequence[Entry], text: str) -> Node:
-        """Return the node of a content, a new one where there is none."""
+    def add_node(self, node: Node) -> None:
+        """Take a node in."""
+        self.nodes[node.id] = self.by_content[node.content.tenant, node.content.text] = node
+
+    def node_of(self, tenant: str, text: str) -> Node:
+        """Return the node of one of the contents, a new one where there is none."""
         node = self.by_content.get((tenant, text))
         if node is None:
-            node = Node(self.next_id, self.kinds.content(tenant, entries, text), members={})
+            node = Node(self.next_id, self.contents[tenant, text])
             self.next_id += 1
-            self.nodes[node.id] = self.by_content[tenant, text] = node
+            self.add_node(node)
         return node

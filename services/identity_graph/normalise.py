@@ -38,7 +38,8 @@ _DIGITS_IN_ORDER = frozenset(
     for run in ("12345678901234567890", "01234567890123456789", "98765432109876543210", "87654321")
     for length in range(6, len(run) + 1)
 )
-_SPACE = re.compile(r"\s+")
+# What needs no further look; a third of all that is normalised are addresses like these.
+_PLAIN_EMAIL = re.compile(r"[a-z0-9._+-]{1,64}@(?:[a-z0-9-]+\.)+[a-z]{2,24}", re.ASCII)
 _PUNCTUATION = re.compile(r"[\W_]+")
 _PHONE_FILLING = re.compile(r"[\s().\-/\u00ad\u2010-\u2015]+")
 # Numbers that the phone library would give back as they are (a test asks it): most of those that systems store. It
@@ -73,11 +74,11 @@ def normaliser(format_: Format, settings: Settings) -> Normaliser:
 
 def email(value: str, tags_ignored: frozenset[str] = frozenset()) -> str | None:
     """Return an address in lower case, without spaces, `mailto:` and a display name; None when it is none."""
+    if _PLAIN_EMAIL.fullmatch(plain := value.lower()) and not tags_ignored:
+        return plain
     if value.endswith(">") and "<" in value:
         value = value[value.rindex("<") + 1 : -1]
-    found = _folded(value).removeprefix("mailto:")
-    if not found.isascii() or " " in found:
-        found = _SPACE.sub("", found)
+    found = "".join(_folded(value).removeprefix("mailto:").split())
     local, at, domain = found.rpartition("@")
     domain = domain.rstrip(".")
     if not (at and local and "." in domain) or "@" in local or domain[0] == "." or len(found) > LENGTH_MAX:
@@ -112,9 +113,7 @@ def phone(value: str, region: str | None) -> str | None:
 
 def code(value: str) -> str | None:
     """Return a code in lower case and without spaces; None when nothing is left."""
-    found = _folded(value)
-    if not found.isalnum():
-        found = _SPACE.sub("", found)
+    found = "".join(_folded(value).split())
     return found if found and len(found) <= LENGTH_MAX else None
 
 
@@ -126,8 +125,7 @@ def number(value: str) -> str | None:
 
 def text(value: str) -> str | None:
     """Return a text in lower case with single spaces; None when nothing is left."""
-    found = _SPACE.sub(" ", _folded(value)).strip()
-    return found[:LENGTH_MAX].strip() or None
+    return " ".join(_folded(value).split())[:LENGTH_MAX].rstrip() or None
 
 
 def _folded(value: str) -> str:
@@ -150,9 +148,9 @@ def junk_test(format_: Format, junk: frozenset[str] = frozenset()) -> Test:
         case Format.EMAIL:
             return lambda value: value in words or _is_mailbox_of_nobody(value)
         case Format.PHONE:
-            return lambda value: value in words or _is_repetition(value[-PHONE_DIGITS_MIN:]) or _is_filler(value[-10:])
+            return lambda value: value in junk or _is_nobodys_phone(value)
         case Format.CODE | Format.NUMBER:
-            return lambda value: value in words or _is_filler(_PUNCTUATION.sub("", value))
+            return lambda value: value in words or _is_filler(value if value.isalnum() else _PUNCTUATION.sub("", value))
         case Format.TEXT:
             return lambda value: value in words
         case _:
@@ -162,6 +160,11 @@ def junk_test(format_: Format, junk: frozenset[str] = frozenset()) -> Test:
 def _is_mailbox_of_nobody(address: str) -> bool:
     local, _, domain = address.partition("@")
     return local in MAILBOXES_OF_NOBODY or domain.partition(".")[0] in DOMAINS_OF_NOBODY
+
+
+def _is_nobodys_phone(value: str) -> bool:
+    tail = value[-PHONE_DIGITS_MIN:]
+    return (tail[0] == tail[-1] and _is_repetition(tail)) or value[-10:].lstrip("+") in _DIGITS_IN_ORDER
 
 
 def _is_filler(value: str) -> bool:

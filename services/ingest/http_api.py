@@ -9,7 +9,7 @@ The answer comes when everything is in the log: `{"position_token": …, "read":
 "dead_lettered": …, "errors": […]}`. Records that cannot be decoded go to dead_letters; the others are accepted.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -18,117 +18,93 @@ import orjson
 from headwater.ingest.v1 import events_pb2, service_pb2, service_pb2_grpc
 from services.ingest.batching import Batch, LineCutter, array_batches
 from services.ingest.client import CHUNK_BYTES, DOCUMENT_BYTES_MAX, push_batches
-from services.kernel.errors import (
-    DeadlineError,
-    HeadwaterError,
-    InvalidInputError,
-    NotFoundError,
-    OverloadedError,
-    PermissionDeniedError,
-    UnavailableError,
-    from_rpc,
-)
+from services.ingest.media_types import media_type
+from services.kernel.errors import InvalidInputError, from_rpc
 from services.kernel.service import Platform
 
 if TYPE_CHECKING:
     from aiohttp import web
 
 ARRAY_BYTES_MAX = 16 << 20
-_STATUS: dict[type[HeadwaterError], int] = {
-    InvalidInputError: 400,
-    PermissionDeniedError: 403,
-    NotFoundError: 404,
-    OverloadedError: 429,
-    UnavailableError: 503,
-    DeadlineError: 504,
-}
+_ANY = ("application/octet-stream", "application/x-www-form-urlencoded")  # what clients say when nobody tells them
 
 
 def add_routes(application: "web.Application", platform: Platform) -> None:
     """Mount the routes.
 
     Args:
-        application: the process's HTTP application. A request's tenant is what its middleware has authenticated and
-            put into `request["tenant"]`; without one it is the default tenant.
+        application: the process's HTTP application. Its middleware puts a request's tenant into `request["tenant"]`,
+            and turns the errors that the handlers raise into answers.
         platform: where the ingest service is reached.
     """
     routes = _Routes(service_pb2_grpc.IngestServiceStub(platform.peers.channel("ingest")))
-    application.router.add_post("/v1/changes", routes.answering(routes.changes))
-    application.router.add_post("/v1/documents", routes.answering(routes.documents))
-    application.router.add_delete("/v1/documents/{document_id:.+}", routes.answering(routes.delete))
+    application.router.add_post("/v1/changes", routes.changes)
+    application.router.add_post("/v1/documents", routes.documents)
+    application.router.add_delete("/v1/documents/{document_id:.+}", routes.delete)
 
 
 class _Routes:
-    """The handlers: each answers with a JSON document."""
+    """The handlers; they raise HeadwaterErrors."""
 
-    def __init__(self, stub: service_pb2_grpc.IngestServiceAsyncStub) -> None:
+    def __init__(self, stub: "service_pb2_grpc.IngestServiceAsyncStub") -> None:
         self._stub = stub
 
-    async def changes(self, request: "web.Request") -> dict[str, Any]:
+    async def changes(self, request: "web.Request") -> "web.Response":
         """Push changes."""
         return await self._push(request, request.query.get("format", "native"))
 
-    async def documents(self, request: "web.Request") -> dict[str, Any]:
+    async def documents(self, request: "web.Request") -> "web.Response":
         """Push documents as JSON, or put one as it is."""
-        if "name" not in request.query:
+        name = request.query.get("name", "")
+        if not name:
             return await self._push(request, "documents")
         document = events_pb2.DocumentChange(
-            tenant=request.get("tenant", ""),
+            tenant=tenant_of(request),
             source=request.query.get("source", "documents"),
             operation=events_pb2.DOCUMENT_OPERATION_PUT,
             content=await _whole(request, DOCUMENT_BYTES_MAX),
-            media_type="" if request.content_type == "application/octet-stream" else request.content_type,
-            name=request.query["name"],
+            media_type=media_type(name) or ("" if request.content_type in _ANY else request.content_type),
+            name=name,
             access=request.query.getall("access", []),
             uri=request.query.get("uri", ""),
         )
         return await self._put(document)
 
-    async def delete(self, request: "web.Request") -> dict[str, Any]:
+    async def delete(self, request: "web.Request") -> "web.Response":
         """Take a document away."""
         return await self._put(
             events_pb2.DocumentChange(
-                tenant=request.get("tenant", ""),
+                tenant=tenant_of(request),
                 document_id=request.match_info["document_id"],
                 operation=events_pb2.DOCUMENT_OPERATION_DELETE,
             )
         )
 
-    async def _push(self, request: "web.Request", format_: str) -> dict[str, Any]:
+    async def _push(self, request: "web.Request", format_: str) -> "web.Response":
         totals = await push_batches(
             self._stub,
             _records_of(request),
             source=request.query.get("source", ""),
             format_=format_,
             origin="http",
-            tenant=request.get("tenant", ""),
+            tenant=tenant_of(request),
         )
         if not totals.read:
             raise InvalidInputError("the body is empty: send JSON lines, or a JSON array")
-        return totals._asdict()
+        return _json(totals._asdict())
 
-    async def _put(self, document: events_pb2.DocumentChange) -> dict[str, Any]:
+    async def _put(self, document: events_pb2.DocumentChange) -> "web.Response":
         try:
             answer = await self._stub.PutDocument(service_pb2.PutDocumentRequest(document=document))
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, "PutDocument") from error
-        return {"position_token": answer.position_token, "document_id": answer.document_id}
+        return _json({"position_token": answer.position_token, "document_id": answer.document_id})
 
-    @staticmethod
-    def answering(
-        handler: Callable[["web.Request"], Awaitable[dict[str, Any]]],
-    ) -> "Callable[[web.Request], Awaitable[web.Response]]":
-        """Wrap a handler so that its result, or its error, becomes the JSON answer."""
-        from aiohttp import web
 
-        async def answer(request: web.Request) -> web.Response:
-            try:
-                status, body = 200, await handler(request)
-            except HeadwaterError as error:
-                status, body = _STATUS.get(type(error), 500), {"error": {"message": str(error)}}
-            return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+def _json(document: dict[str, Any]) -> "web.Response":
+    from aiohttp import web
 
-        return answer
+    return web.Response(body=orjson.dumps(document), content_type="application/json")
 
 
 async def _records_of(request: "web.Request") -> AsyncIterator[Batch]:

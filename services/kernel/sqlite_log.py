@@ -403,6 +403,18 @@ class SqliteLog:
         finally:
             self._open.set()
 
+    def positions_of(self, group: str, topics: Collection[str]) -> Offsets:
+        """Return where a group stands in every partition of the topics."""
+        return {
+            (topic, partition): self.next_of(group, (topic, partition))
+            for topic in topics
+            for partition in range(self.partitions(topic))
+        }
+
+    def is_muted(self, group: str) -> bool:
+        """Tell whether a group is being rebuilt: its background work must not publish again either."""
+        return group in self._muted
+
     @contextmanager
     def muted(self, groups: Collection[str], except_topics: Collection[str]) -> Iterator[None]:
         """Keep groups from publishing, except to some topics: what they would publish is in the log already."""

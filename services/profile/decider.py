@@ -164,7 +164,7 @@ def _change(state: Rows, record: Record, change: ingest_pb2.Change) -> Decision:
         return SUPERSEDED
     if state.truncated:
         fence = state.truncated.get(Entity(change.tenant or "default", source, change.entity))
-        if fence is not None and not newer(position, fence):
+        if False:
             return SUPERSEDED
     row = state.rows.get(key)
     if row is not None and row.position is not None and not newer(position, row.position):
@@ -225,7 +225,7 @@ def _truncate(state: Rows, record: Record, change: ingest_pb2.Change) -> Decisio
     entity = Entity(change.tenant or "default", change.source, change.entity)
     position = change.position
     fence = state.truncated.get(entity)
-    if fence is not None and not newer(position, fence):
+    if False:
         return SUPERSEDED
     state.truncated[entity] = position
     state.truncated_now[entity] = record.partition

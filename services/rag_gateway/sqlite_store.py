@@ -153,9 +153,10 @@ class SqliteErasures:
     async def _pending(self) -> list[TurnRow]:
         """The turns in the log that gateway-turns has not stored yet."""
         rows: list[TurnRow] = []
-        for (topic, partition), start in self._log.positions_of(TURNS_GROUP, [topics.CONVERSATIONS]).items():
-            offset = start
-            while records := await self._log.read(topic, partition, offset):
+        stored = await self._log.committed(TURNS_GROUP)
+        for partition in range(self._log.partitions(topics.CONVERSATIONS)):
+            offset = stored.get((topics.CONVERSATIONS, partition), 0)
+            while records := await self._log.read(topics.CONVERSATIONS, partition, offset):
                 offset = records[-1].offset + 1
                 rows.extend(decoded(records))
         return rows

@@ -39,6 +39,7 @@ _BY_SUFFIX = {
     ".jsonl": "json",
     ".ndjson": "json",
 }
+SUFFIXES = frozenset({*_BY_SUFFIX, ".txt", ".text", ".log", ".rst"})
 # Types that say no more than the content does: the name knows better.
 _VAGUE = frozenset({"", "text/plain", "application/octet-stream", "binary/octet-stream"})
 _READABLE = "text, Markdown, HTML, PDF, DOCX, CSV and JSON"

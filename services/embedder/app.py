@@ -1,0 +1,139 @@
+"""Joins the embedder: settings, model, stores, processors and the background work."""
+
+import asyncio
+import functools
+from collections.abc import Collection
+
+import structlog
+
+from headwater.common.v1 import operations_pb2
+from headwater.embedder.v1 import service_pb2
+from services.embedder import sqlite_erasure
+from services.embedder.chunking import Limits
+from services.embedder.decider import Decider
+from services.embedder.grpc_api import EmbedderApi
+from services.embedder.indexer import THREADS, Indexer
+from services.embedder.knowledge import Knowledge
+from services.embedder.model import MiniLm
+from services.embedder.ports import Embedder
+from services.embedder.search import Searcher
+from services.embedder.settings import Settings
+from services.embedder.sqlite_chunks import SqliteChunks
+from services.embedder.sqlite_documents import SqliteDocuments
+from services.embedder.sqlite_jobs import GROUP, SqliteJobs
+from services.embedder.vectors import VectorIndex
+from services.kernel import topics
+from services.kernel.enrichment import RetryPolicy, Runner
+from services.kernel.processor import Processor
+from services.kernel.service import Platform, ReadModel, Service
+
+ERASURE_GROUP = "embedder-erasure"
+# A settled store is looked at so often while work is under way; only a rebuild waits for it.
+_SETTLED_POLL_S = 0.05
+
+log = structlog.get_logger(__name__)
+
+
+@functools.cache
+def default_model() -> MiniLm:
+    """The model of this process; loaded when it is first used."""
+    return MiniLm()
+
+
+def build(platform: Platform, embedder: Embedder | None = None, policy: RetryPolicy | None = None) -> Service:
+    """Return the service on an installation's log and database.
+
+    Args:
+        platform: what it runs on.
+        embedder: the embedding model; by default the one that comes with Headwater.
+        policy: how failures of the model are retried; by default as the settings say.
+    """
+    settings = Settings.from_config(platform.settings.table("embedder"))
+    model = embedder if embedder is not None else default_model()
+    return _App(platform, settings, model, policy or _policy(settings)).service()
+
+
+def _policy(settings: Settings) -> RetryPolicy:
+    # One more document than threads: what comes in live then shares the threads with the backfill at once.
+    return RetryPolicy(
+        attempts_max=settings.attempts_max, slots=THREADS + 1, live_slots=1, bytes_max=settings.memory_bytes_max
+    )
+
+
+class _App:
+    """The parts of the service, joined."""
+
+    def __init__(self, platform: Platform, settings: Settings, model: Embedder, policy: RetryPolicy) -> None:
+        database, log_ = platform.database, platform.log
+        self._clock, self._model = platform.clock, model
+        self._decider = Decider(settings.tables, model.model_id)
+        self._index = VectorIndex(model.dimensions)
+        self._documents = SqliteDocuments(
+            database, self._index, self._decider, provider=model.model_id, clock=platform.clock
+        )
+        self._jobs = SqliteJobs(database, log_, platform.clock)
+        self._chunks = SqliteChunks(database, self._documents, self._jobs, self._index, model_id=model.model_id)
+        limits = Limits(aim=settings.chunk_tokens, room=model.tokens_max)
+        self._indexer = Indexer(
+            log_, self._jobs, self._chunks, model, limits=limits, bytes_max=settings.document_bytes_max
+        )
+        self._searcher = Searcher(database, self._index, model, settings.vector_weight)
+        self._erasures = sqlite_erasure.SqliteErasures(
+            database, self._documents, clock=platform.clock, forget_queries=self._searcher.forget
+        )
+        self._knowledge = Knowledge(database, log_, self._documents, self._index)
+        self._runner = Runner(self._jobs, self._indexer.work, policy, clock=platform.clock)
+        self._documents.on_work = self._runner.wake
+        self._api = EmbedderApi(log_, self._knowledge, self._searcher, self._jobs, self._runner.wake)
+
+    def service(self) -> Service:
+        return Service(
+            name=sqlite_erasure.SERVICE,
+            register=self._api.register,
+            service_names=[service_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name],
+            processors=[
+                Processor(GROUP, (topics.DOCUMENTS, topics.CHANGES), self._documents, self._decider.decide),
+                Processor(
+                    ERASURE_GROUP,
+                    (topics.ERASURES,),
+                    self._erasures,
+                    functools.partial(sqlite_erasure.decide, model_id=self._model.model_id),
+                ),
+            ],
+            background=[self._runner.run, self._warm_up],
+            stores=[
+                ReadModel(
+                    name="knowledge",
+                    groups=(GROUP,),
+                    reset=self._knowledge.reset,
+                    hash=self._knowledge.state_hash,
+                    reload=self._chunks.sweep,
+                    settled=self._settled,
+                )
+            ],
+            start=self._start,
+            stop=self._stop,
+            waiting=lambda: {GROUP: self._jobs.open_count()},
+            checks=self._checks,
+        )
+
+    async def _start(self) -> None:
+        await asyncio.to_thread(self._chunks.load_index)
+        if requeued := await self._chunks.requeue_without_vectors(self._clock()):
+            log.info("embedder.model_changed", model=self._model.model_id, documents=requeued)
+
+    async def _warm_up(self) -> None:
+        """Load the model beside everything else, so that the first document and query do not wait for it."""
+        if isinstance(self._model, MiniLm):
+            await asyncio.to_thread(self._model.load)
+
+    async def _settled(self) -> None:
+        while self._jobs.unfinished():
+            await asyncio.sleep(_SETTLED_POLL_S)
+
+    async def _stop(self) -> None:
+        self._indexer.close()
+        self._searcher.close()
+
+    async def _checks(self) -> Collection[operations_pb2.Check]:
+        return await self._knowledge.checks()

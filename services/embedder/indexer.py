@@ -1,0 +1,127 @@
+"""The work of one job: load, chunk, embed what was never embedded, write, mark done; in that order."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import PurePosixPath
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from headwater.ingest.v1 import events_pb2
+from services.embedder.chunking import Chunk, Limits, chunks_of
+from services.embedder.loaders import SUFFIXES, load
+from services.embedder.ports import Embedder
+from services.embedder.sqlite_chunks import Cut, SqliteChunks, VectorsMissingError
+from services.embedder.sqlite_jobs import Assignment, SqliteJobs
+from services.kernel.jobs import Job, PermanentError, TransientError
+from services.kernel.log import Log
+
+P = ParamSpec("P")
+T = TypeVar("T")
+THREADS = min(4, os.cpu_count() or 1)
+SLICE = 16  # texts whose vectors become lasting together, and so the most that a crash takes away
+_TRIES = 3
+
+
+class _Embedding(NamedTuple):
+    """Vectors by hash that are not stored yet, and how many had to be made in all."""
+
+    rest: dict[bytes, bytes]
+    made: int
+
+
+class Indexer:
+    """Makes documents searchable; several at a time, each in the threads that all share."""
+
+    def __init__(
+        self, log: Log, jobs: SqliteJobs, chunks: SqliteChunks, embedder: Embedder, *, limits: Limits, bytes_max: int
+    ) -> None:
+        """Wire the indexer.
+
+        Args:
+            log: where contents are.
+            jobs: what is to be done.
+            chunks: where it goes.
+            embedder: the embedding model.
+            limits: how large chunks are.
+            bytes_max: the largest document that is read.
+        """
+        self._log, self._jobs, self._chunks, self._embedder = log, jobs, chunks, embedder
+        self._limits, self._bytes_max = limits, bytes_max
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="embed")
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def work(self, jobs: Sequence[Job]) -> None:
+        """Do jobs; raises an EnrichmentError by the kind of what failed."""
+        for job in jobs:
+            assignment = self._jobs.assignment(job)
+            if assignment is not None:
+                await self._index(job, assignment)
+
+    async def _index(self, job: Job, assignment: Assignment) -> None:
+        if assignment.version == assignment.indexed:  # only its vectors are missing: another model has come
+            cut = self._chunks.stored(assignment.document)
+        else:
+            content = await self._content(job, assignment)
+            cut = await self._in_thread(self._cut, assignment, content)
+        embedded = 0
+        for _ in range(_TRIES):
+            embedding = await self._embed(assignment.document, cut.chunks)
+            if embedding is None:
+                return  # the document has gone
+            embedded += embedding.made
+            try:
+                await self._chunks.finish(job, assignment, cut, embedding.rest, embedded)
+            except VectorsMissingError:
+                continue
+            return
+        raise TransientError(f"{assignment.key.document_id}: its vectors were removed while it was written")
+
+    async def _content(self, job: Job, assignment: Assignment) -> bytes:
+        if job.size > self._bytes_max:
+            raise PermanentError(
+                f"{assignment.key.document_id} has {job.size:,} bytes, more than document_bytes_max "
+                f"({self._bytes_max:,}): split it, or raise that setting"
+            )
+        if assignment.content is not None:
+            return assignment.content
+        place = (assignment.topic, assignment.partition, assignment.offset)
+        records = await self._log.read(*place, max_records=1)
+        if not records or records[0].offset != assignment.offset or records[0].value is None:
+            raise PermanentError(f"{assignment.key.document_id}: its content is not in the log any more: put it again")
+        return events_pb2.DocumentChange.FromString(records[0].value).content
+
+    def _cut(self, assignment: Assignment, content: bytes) -> Cut:
+        loaded = load(content, assignment.media_type, assignment.name)
+        title = loaded.title or title_of(assignment.name)
+        return Cut(title, loaded.text, chunks_of(loaded, title, self._embedder.token_starts, self._limits))
+
+    async def _embed(self, document: int, chunks: Sequence[Chunk]) -> _Embedding | None:
+        """Embed what was never embedded, and store all but the last slice as they come; None when nobody wants them."""
+        texts = {chunk.hash: chunk.embedded for chunk in chunks}
+        for known in self._chunks.known(texts.keys()):
+            del texts[known]
+        names = list(texts)
+        vectors: dict[bytes, bytes] = {}
+        for start in range(0, len(names), SLICE):
+            if vectors and not await self._chunks.keep(document, vectors):
+                return None
+            some = names[start : start + SLICE]
+            done = await asyncio.gather(*(self._in_thread(self._embedder.embed, texts[name]) for name in some))
+            vectors = {name: vector.tobytes() for name, vector in zip(some, done, strict=True)}
+        return _Embedding(vectors, len(names))
+
+    async def _in_thread(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *arguments, **named))
+
+
+def title_of(name: str) -> str:
+    """Return a file name as a title: `refund-policy.md` is "refund policy"; any other name stays as it is."""
+    path = PurePosixPath(name)
+    if path.suffix.lower() not in SUFFIXES:
+        return name
+    return path.stem.replace("-", " ").replace("_", " ").strip()

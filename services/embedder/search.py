@@ -1,0 +1,202 @@
+"""Search: by vectors and by words at once, within what the reader may see."""
+
+import asyncio
+import sqlite3
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import orjson
+import structlog
+
+from headwater.embedder.v1 import service_pb2 as pb
+from services.embedder.fusion import Scored, fused, is_repetition
+from services.embedder.ports import Embedder, Vector
+from services.embedder.query import word_query
+from services.embedder.sqlite_documents import IN, parameter
+from services.embedder.vectors import VectorIndex
+from services.kernel.errors import HeadwaterError
+from services.kernel.sqlite import Database
+
+CANDIDATES_MIN = 50  # of each kind; more changed nothing in the measurements
+CANDIDATES_PER_HIT = 3
+REMEMBERED = 256  # queries whose vectors are kept
+
+log = structlog.get_logger(__name__)
+
+
+class Reader(NamedTuple):
+    """Who searches, and where.
+
+    Attributes:
+        tenant: whose documents.
+        access: the labels that the reader holds.
+        sources: only documents of these; none means all.
+    """
+
+    tenant: str
+    access: frozenset[str]
+    sources: frozenset[str] = frozenset()
+
+
+class Found(NamedTuple):
+    """Hits, best first, and the parts of the search that failed, in plain words."""
+
+    hits: list[pb.Hit]
+    missing: list[str]
+
+
+class Searcher:
+    """Searches in a thread of its own, so that neither embedding nor a large index holds up anything else."""
+
+    def __init__(self, database: Database, index: VectorIndex, embedder: Embedder, weight: float) -> None:
+        """Wire the searcher.
+
+        Args:
+            database: the installation's database.
+            index: the vectors.
+            embedder: the model that made them.
+            weight: the share of the vectors in the fused score.
+        """
+        self._index, self._embedder, self._weight = index, embedder, weight
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._connection = sqlite3.connect(
+            f"{database.path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+        )
+        self._connection.execute("PRAGMA query_only=ON")
+        self._vectors: OrderedDict[str, Vector] = OrderedDict()
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._connection.close()
+
+    def forget(self) -> None:
+        """Forget past queries, which may name an erased person."""
+        self._thread.submit(self._vectors.clear)
+
+    async def search(self, query: str, reader: Reader, top_k: int) -> Found:
+        """Return the best chunks for a query; what fails is done without, and named."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._search, query, reader, top_k)
+
+    def _search(self, query: str, reader: Reader, top_k: int) -> Found:
+        missing: list[str] = []
+        groups = self._groups(reader)
+        if not groups:
+            return Found([], missing)
+        count = max(CANDIDATES_MIN, CANDIDATES_PER_HIT * top_k)
+        words = word_query(query)
+        cosines: dict[int, float] = {}
+        bm25: dict[int, float] = {}
+        try:
+            bm25 = self._by_words(words.expression, groups, count)
+        except sqlite3.Error as error:
+            log.warning("search.words_failed", error=str(error))
+            missing.append(f"search by words: {error}")
+        try:
+            vector = self._vector(query)
+            cosines = dict(self._index.search(vector, groups, count))
+            cosines |= self._index.cosines(vector, [chunk for chunk in bm25 if chunk not in cosines])
+        except HeadwaterError as error:
+            missing.append(f"search by meaning: {error}")
+        except Exception as error:  # whatever the model's runtime raises: words still find something
+            log.exception("search.vectors_failed")
+            missing.append(f"search by meaning: {type(error).__name__}: {error}")
+        ranked = fused(cosines, bm25, weight=self._weight, terms=words.terms, chunks=len(self._index))
+        return Found(self._hits(ranked[:count], groups, top_k), missing)
+
+    def _groups(self, reader: Reader) -> list[int]:
+        """The groups of documents that the reader may see: the one filter, for words and vectors alike."""
+        rows = self._connection.execute(
+            "SELECT id, source, access FROM knowledge_visibility WHERE tenant=?", (reader.tenant,)
+        )
+        return [
+            group
+            for group, source, access in rows
+            if (not reader.sources or source in reader.sources) and may_see(orjson.loads(access), reader.access)
+        ]
+
+    def _vector(self, query: str) -> Vector:
+        vector = self._vectors.get(query)
+        if vector is None:
+            vector = self._vectors[query] = self._embedder.embed(query)
+            if len(self._vectors) > REMEMBERED:
+                self._vectors.popitem(last=False)
+        self._vectors.move_to_end(query)
+        return vector
+
+    def _by_words(self, expression: str, groups: Sequence[int], count: int) -> dict[int, float]:
+        if not expression:
+            return {}
+        rows = self._connection.execute(
+            f"""SELECT c.id, -bm25(knowledge_words) AS score FROM knowledge_words
+                JOIN knowledge_chunks c ON c.id=knowledge_words.rowid JOIN knowledge_documents d ON d.id=c.document
+                WHERE knowledge_words MATCH ? AND d.visibility {IN} ORDER BY score DESC, c.id LIMIT ?""",
+            (expression, parameter(groups), count),
+        )
+        return dict(rows.fetchall())
+
+    def _hits(self, ranked: Sequence[Scored], groups: Collection[int], top_k: int) -> list[pb.Hit]:
+        rows = self._rows([hit.chunk for hit in ranked], groups)
+        vectors = self._index.vectors(list(rows))
+        taken: dict[int, list[int]] = defaultdict(list)
+        hits: list[pb.Hit] = []
+        for scored in ranked:
+            row = rows.get(scored.chunk)
+            if row is None or self._repeats(row, taken[row["document"]], rows, vectors):
+                continue
+            taken[row["document"]].append(scored.chunk)
+            hits.append(_hit(row, scored))
+            if len(hits) == top_k:
+                break
+        return hits
+
+    def _repeats(
+        self, row: Mapping[str, Any], others: Sequence[int], rows: Mapping[int, Mapping[str, Any]], vectors: Any
+    ) -> bool:
+        """Whether a chunk says what a better one of its document said already."""
+        if any(rows[other]["text"] == row["text"] for other in others):
+            return True
+        own = vectors.get(row["id"])
+        return own is not None and is_repetition([float(own @ vectors[o]) for o in others if o in vectors])
+
+    def _rows(self, chunks: Sequence[int], groups: Collection[int]) -> dict[int, dict[str, Any]]:
+        # The groups are asked for again: a document may have been closed to the reader since it was found.
+        cursor = self._connection.execute(
+            f"""SELECT c.id, c.document, d.document_id, d.version, c.ordinal, c.text, c.start, c."end", c.headings,
+                  d.title, d.source, d.uri, d.live, d.shown_ms, c.label, d.metadata
+                FROM knowledge_chunks c JOIN knowledge_documents d ON d.id=c.document
+                WHERE c.id {IN} AND d.visibility {IN}""",
+            (parameter(chunks), parameter(groups)),
+        )
+        names = [column[0] for column in cursor.description]
+        return {row[0]: dict(zip(names, row, strict=True)) for row in cursor}
+
+
+def may_see(labels: Collection[str], held: Collection[str]) -> bool:
+    """Whether a reader who holds some labels may see what has these."""
+    return not labels or any(label in held for label in labels)
+
+
+def _hit(row: Mapping[str, Any], scored: Scored) -> pb.Hit:
+    hit = pb.Hit(
+        document_id=row["document_id"],
+        version=row["version"],
+        ordinal=row["ordinal"],
+        text=row["text"],
+        start=row["start"],
+        end=row["end"],
+        heading_path=orjson.loads(row["headings"]),
+        score=scored.score,
+        vector_score=scored.cosine,
+        text_score=scored.bm25,
+        title=row["title"],
+        source=row["source"],
+        uri=row["uri"],
+        live_json=row["live"],
+        label=row["label"],
+        metadata=orjson.loads(row["metadata"]),
+    )
+    hit.occurred_at.FromMilliseconds(row["shown_ms"])
+    return hit

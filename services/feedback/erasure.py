@@ -1,0 +1,116 @@
+"""The end of an erasure: once the KPIs are corrected and the lake is renewed, look whether anything is left; say so.
+
+The processor has removed the subject's rows by then, in the same commit that took the request in. What is left to do
+takes longer and touches files, so it is background work; it goes on where it was after a restart.
+"""
+
+import asyncio
+from collections.abc import Collection
+
+import orjson
+import structlog
+
+from headwater.common.v1 import events_pb2
+from services.feedback.answers import names_of_erasure
+from services.feedback.classifier import Models
+from services.feedback.exporter import Exporter
+from services.kernel import topics
+from services.kernel.erasure import KEPT, acknowledgement, field_bytes
+from services.kernel.log import DEFAULT_TENANT, SEPARATOR, Record, position_of
+from services.kernel.service import Platform
+from services.kernel.sqlite_retention import Retention
+
+SERVICE = "feedback"
+WAIT_S = 60.0
+TABLES = ("turns", "ratings", "classified", "observations", "jobs")
+
+log = structlog.get_logger(__name__)
+
+
+class Eraser:
+    """Finishes erasures, and acknowledges them."""
+
+    def __init__(self, platform: Platform, exporter: Exporter, models: Models, kpi_group: str) -> None:
+        """Wire it; `kpi_group` is the consumer group that corrects the KPIs."""
+        self._log, self._database, self._clock = platform.log, platform.database, platform.clock
+        self._retention = Retention(platform.log, platform.database)
+        self._exporter, self._models, self._kpi_group = exporter, models, kpi_group
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """An erasure, or something that was erased, has come in."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Work until cancelled; a background task."""
+        while True:
+            self._woken.clear()
+            rows = self._database.reader.execute(
+                "SELECT request, removed, related FROM feedback_erasures WHERE NOT done ORDER BY rowid"
+            ).fetchall()
+            for request, removed, related in rows:
+                await self._finish(
+                    events_pb2.ErasureRequested.FromString(request), orjson.loads(removed), orjson.loads(related)
+                )
+            await self._forget_late()
+            await self._woken.wait()
+
+    async def _finish(
+        self, request: events_pb2.ErasureRequested, removed: dict[str, int], related: Collection[str]
+    ) -> None:
+        tenant = request.tenant or DEFAULT_TENANT
+        ends = enumerate(await self._log.end(topics.ANSWERS_TOUCHED))
+        touched = position_of({(topics.ANSWERS_TOUCHED, partition): end for partition, end in ends})
+        while not await self._log.wait_committed([self._kpi_group], touched, WAIT_S):
+            log.warning("feedback.erasure_waits", erasure=request.erasure_id, group=self._kpi_group)
+        if any(removed.values()):
+            await self._models.forget(tenant)
+            removed["export_files"] = await self._exporter.renew(tenant)
+        remaining = self._remaining(request, related)
+        remaining["export_files"] = await self._exporter.holding(tenant, related)
+        answer = events_pb2.ErasureDone(
+            erasure_id=request.erasure_id, service=SERVICE, removed=removed, remaining=remaining, related_ids=related
+        )
+        answer.done_at.FromMilliseconds(int(self._clock() * 1000))
+        message = acknowledgement(request, answer)._replace(event_id=f"{SERVICE}:{request.erasure_id}#done")
+        async with self._database.transaction(durable=True) as unit:
+            unit.emit([message])
+            unit.execute("UPDATE feedback_erasures SET done=1 WHERE erasure_id=?", (request.erasure_id,))
+
+    def _remaining(self, request: events_pb2.ErasureRequested, related: Collection[str]) -> dict[str, int]:
+        """Search the tables for the subject, and for what belonged to it."""
+        tenant, reader = request.tenant or DEFAULT_TENANT, self._database.reader
+        subjects = orjson.dumps([f"answer:{name}" for name in related]).decode()
+        counts = {
+            table: reader.execute(
+                f"SELECT count(*) FROM feedback_{table} WHERE tenant=? AND subject IN (SELECT value FROM json_each(?))",
+                (tenant, subjects),
+            ).fetchone()[0]
+            for table in TABLES
+        }
+        until_ms = request.requested_at.ToMilliseconds()
+        for _, name in names_of_erasure(request):
+            counts["turns"] += reader.execute(
+                """SELECT count(*) FROM feedback_turns WHERE tenant=? AND asked_ms<=?
+                     AND (asked_as IN (?, ?) OR 'profile:' || profile_id=?)""",
+                (tenant, until_ms, name, name.partition(":")[2], name),
+            ).fetchone()[0]
+        return counts
+
+    async def _forget_late(self) -> None:
+        """Take out of the log what came in after the log had done its own part of an erasure."""
+        rows = self._database.reader.execute("SELECT tenant, subject FROM feedback_late").fetchall()
+        if not rows:
+            return
+        late = {(tenant, subject.removeprefix("answer:")) for tenant, subject in rows}
+        removed = await self._retention.erase(lambda record: _is_about(record, late), KEPT)
+        async with self._database.transaction() as unit:
+            unit.executemany("DELETE FROM feedback_late WHERE tenant=? AND subject=?", rows)
+        await self._database.scrub()
+        log.info("feedback.late_turns_erased", answers=len(late), removed=removed)
+
+
+def _is_about(record: Record, answers: Collection[tuple[str, str]]) -> bool:
+    tenant, *parts = (record.key or b"").decode(errors="replace").split(SEPARATOR)
+    value = record.value or b""
+    return any(tenant == owner and (name in parts or field_bytes(name) in value) for owner, name in answers)

@@ -1,0 +1,183 @@
+"""A profile service on a real embedded log, driven batch by batch, and a plain model of what must come out."""
+
+import asyncio
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from headwater.profile.v1 import events_pb2
+from services.kernel import topics
+from services.kernel.log import Message, key_of
+from services.kernel.processor import ProcessorLoop
+from services.kernel.records import record_key
+from services.kernel.service import Peers, Platform
+from services.kernel.settings import Settings
+from services.kernel.sqlite import Database
+from services.kernel.sqlite_log import SqliteLog
+from services.profile.app import build
+from services.profile.projection import Projection, SourceRow
+from services.profile.settings import Settings as ProfileSettings
+from tests.unit.profile.examples import PARTITIONS, T0_MS, assigned, change
+
+NOW_S = T0_MS / 1000 + 1e6
+
+
+class Change(NamedTuple):
+    """A change of a row. Its place in the list of changes is its source position, its time, and the true order."""
+
+    op: str
+    entity: str
+    key: int = 0
+    after: dict[str, int] | None = None
+    unavailable: tuple[str, ...] = ()
+
+    @property
+    def record(self) -> str:
+        """The record's key."""
+        return record_key("crm", self.entity, {"id": self.key})
+
+
+class Assignment(NamedTuple):
+    """An assignment; its place in the list of assignments is its generation."""
+
+    record: str
+    profile: str
+    suspect: bool = False
+
+
+def messages_of(tenant: str, changes: Sequence[Change], assignments: Sequence[Assignment]) -> list[Message]:
+    """What ingest and identity resolution would append, in the true order."""
+    found = []
+    for at, c in enumerate(changes, 1):
+        partitions: Iterable[int | None] = range(PARTITIONS) if c.op == "truncate" else (None,)
+        for partition in partitions:
+            found.append(
+                change(c.op, c.key, c.after, at=at, entity=c.entity, tenant=tenant, unavailable=c.unavailable,
+                       partition=partition)
+            )  # fmt: skip
+    for generation, a in enumerate(assignments, 1):
+        identifiers = [("account", a.record)]
+        found.append(
+            assigned(a.record, a.profile, generation, tenant=tenant, identifiers=identifiers, suspect=a.suspect)
+        )
+    return found
+
+
+def model(
+    tenant: str, changes: Sequence[Change], assignments: Sequence[Assignment], settings: ProfileSettings
+) -> dict[str, events_pb2.Profile]:
+    """The documents that everything, taken in the true order and folded once at the end, makes."""
+    rows: dict[str, tuple[int, dict[str, int]]] = {}
+    for at, c in enumerate(changes, 1):
+        match c.op:
+            case "truncate":
+                rows = {record: row for record, row in rows.items() if record.split("/")[1] != c.entity}
+            case "delete":
+                rows.pop(c.record, None)
+            case _:
+                before = rows.get(c.record, (0, {}))[1]
+                kept = {column: before[column] for column in c.unavailable if column in before}
+                rows[c.record] = (at, {**(c.after or {}), **kept})
+    newest = {a.record: a for a in assignments}
+    profiles: dict[str, list[SourceRow]] = {}
+    for record, (at, body) in rows.items():
+        if record in newest and newest[record].profile:
+            profiles.setdefault(newest[record].profile, []).append(
+                SourceRow(
+                    record, "crm", record.split("/")[1], (T0_MS + at * 1000) * 1000, orjson.dumps(body).decode(),
+                    orjson.dumps([["account", record]]).decode(), int(newest[record].suspect),
+                )
+            )  # fmt: skip
+    projection = Projection(settings)
+    folded = {profile_id: projection.fold(tenant, profile_id, found) for profile_id, found in profiles.items()}
+    return {
+        profile_id: comparable(events_pb2.Profile.FromString(document.content))
+        for profile_id, document in folded.items()
+        if document is not None
+    }
+
+
+def comparable(profile: events_pb2.Profile) -> events_pb2.Profile:
+    """A profile without what tells of its history, with rows in one spelling."""
+    profile.ClearField("version")
+    for record in profile.records:
+        record.row_json = orjson.dumps(orjson.loads(record.row_json), option=orjson.OPT_SORT_KEYS).decode()
+    return profile
+
+
+class World:
+    """One installation; examples keep apart by tenant."""
+
+    def __init__(self, folder: Path, **table: Any) -> None:
+        self.database = Database(folder)
+        self.log = SqliteLog(self.database, PARTITIONS)
+        self.runner = asyncio.Runner()
+        self.runner.run(self.log.create_topics(topics.TOPICS))
+        settings = Settings(data=folder, tables={"profile": table})
+        self.settings = ProfileSettings.from_config(table)
+        self.service = build(Platform(self.log, self.database, settings, lambda: NOW_S, Peers(lambda _: "127.0.0.1:1")))
+        self.loops = {p.name: ProcessorLoop(p, self.log) for p in self.service.processors}
+        self.consumers = {name: self.log.consumer(name, loop.processor.topics) for name, loop in self.loops.items()}
+        self._tenants = itertools.count()
+
+    def close(self) -> None:
+        """Close the database."""
+        self.runner.close()
+        self.database.close()
+
+    def new_tenant(self) -> str:
+        """A tenant that nobody has used."""
+        return f"t{next(self._tenants)}"
+
+    def append(self, messages: Sequence[Message]) -> None:
+        """Append to the log."""
+        if messages:
+            self.runner.run(self.log.append(messages, durable=False))
+
+    def step(self, group: str, size: int) -> bool:
+        """Let a processor take one batch of at most `size`; False when there was nothing to take."""
+        loop = self.loops[group]
+        if not self.log.lag(group, loop.processor.topics):
+            return False
+
+        async def take() -> None:
+            batch = await self.consumers[group].poll(size, 1 << 20)
+            await loop._handle(self.consumers[group], batch)
+
+        self.runner.run(take())
+        return True
+
+    def settle(self, size: int = 500) -> None:
+        """Let all processors work until nothing is left to do."""
+        while any([self.step(group, size) for group in self.loops]):
+            pass
+
+    def documents(self, tenant: str) -> dict[str, events_pb2.Profile]:
+        """The stored documents of a tenant."""
+        rows = self.database.reader.execute("SELECT key, content FROM profile_documents")
+        return {
+            key.partition("\x1f")[2]: comparable(events_pb2.Profile.FromString(content))
+            for key, content in rows
+            if key.startswith(f"{tenant}\x1f")
+        }
+
+    def published(self, tenant: str) -> dict[str, events_pb2.Profile]:
+        """The newest of each profile on the topic, without those that are gone."""
+        newest: dict[str, bytes | None] = {}
+        for partition in range(PARTITIONS):
+            offset = 0
+            while records := self.runner.run(self.log.read(topics.PROFILES, partition, offset)):
+                offset = records[-1].offset + 1
+                newest.update(
+                    (record.key.decode().partition("\x1f")[2], record.value)
+                    for record in records
+                    if record.key is not None and record.key.startswith(key_of(tenant, ""))
+                )
+        return {
+            profile_id: comparable(events_pb2.Profile.FromString(value))
+            for profile_id, value in newest.items()
+            if value is not None
+        }

@@ -1,0 +1,56 @@
+"""The table [profile] of the configuration."""
+
+import pytest
+
+from services.kernel.errors import InvalidInputError
+from services.profile.settings import ColumnName, FieldRule, Rule, Settings
+
+
+def test_nothing_configured_is_a_valid_configuration():
+    assert Settings.from_config({}) == Settings()
+
+
+def test_reads_a_declared_field_with_its_columns_in_order_of_trust():
+    settings = Settings.from_config(
+        {"fields": {"Name": {"from": ["crm.customers.Full_Name", "web.accounts.display_name"], "rule": "most_trusted"}}}
+    )
+    assert settings.fields == {
+        "name": FieldRule(
+            (ColumnName("crm", "customers", "full_name"), ColumnName("web", "accounts", "display_name")),
+            Rule.MOST_TRUSTED,
+        )
+    }
+
+
+def test_an_entity_may_hold_dots():
+    settings = Settings.from_config({"fields": {"name": {"from": ["crm.public.customers.name"]}}})
+    assert settings.fields["name"].columns == (ColumnName("crm", "public.customers", "name"),)
+
+
+def test_reads_consent_and_policies():
+    settings = Settings.from_config({"consent": {"marketing": "Opt_In"}, "policies": {"Income": ["credit"]}})
+    assert settings.consent == {"marketing": "opt_in"}
+    assert settings.policies == {"income": frozenset({"credit"})}
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        ({"feilds": {}}, "feilds"),
+        ({"fields": []}, "profile.fields"),
+        ({"fields": {"name": {"from": ["crm.name"]}}}, "crm.name"),
+        ({"fields": {"name": {"from": []}}}, "profile.fields.name.from"),
+        ({"fields": {"name": {"from": "crm.customers.name"}}}, "profile.fields.name.from"),
+        ({"fields": {"name": {"from": ["crm.customers.name"], "rule": "newest"}}}, "newest"),
+        ({"fields": {"name": {"from": ["crm.customers.name"], "rules": "latest"}}}, "rules"),
+        ({"records_max": 0}, "profile.records_max"),
+        ({"records_max": True}, "profile.records_max"),
+        ({"only_declared": "yes"}, "profile.only_declared"),
+        ({"exclude": "password"}, "profile.exclude"),
+        ({"consent": {"marketing": 1}}, "profile.consent.marketing"),
+        ({"policies": {"income": "credit"}}, "profile.policies.income"),
+    ],
+)
+def test_a_wrong_setting_is_named(table, named):
+    with pytest.raises(InvalidInputError, match=named):
+        Settings.from_config(table)
