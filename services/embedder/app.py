@@ -28,9 +28,6 @@ from services.kernel.processor import Processor
 from services.kernel.service import Platform, ReadModel, Service
 
 ERASURE_GROUP = "embedder-erasure"
-# A settled store is looked at so often while work is under way; only a rebuild waits for it.
-_SETTLED_POLL_S = 0.05
-
 log = structlog.get_logger(__name__)
 
 
@@ -108,7 +105,7 @@ class _App:
                     reset=self._knowledge.reset,
                     hash=self._knowledge.state_hash,
                     reload=self._chunks.sweep,
-                    settled=self._settled,
+                    settled=self._jobs.all_finished,
                 )
             ],
             start=self._start,
@@ -126,10 +123,6 @@ class _App:
         """Load the model beside everything else, so that the first document and query do not wait for it."""
         if isinstance(self._model, MiniLm):
             await asyncio.to_thread(self._model.load)
-
-    async def _settled(self) -> None:
-        while self._jobs.unfinished():
-            await asyncio.sleep(_SETTLED_POLL_S)
 
     async def _stop(self) -> None:
         self._indexer.close()

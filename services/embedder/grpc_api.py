@@ -96,7 +96,7 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
         self._wake()
         return pb.RetryJobsResponse(retried=retried)
 
-    # Position ---------------------------------------------------------------------------------------------------
+    # Freshness --------------------------------------------------------------------------------------------------
 
     async def WatchIndex(self, request: pb.WatchIndexRequest, context: Context) -> AsyncIterator[pb.WatchIndexResponse]:
         """Stream what becomes searchable or goes away from now on; a slow reader is served from the log."""
@@ -105,7 +105,7 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
         # Tells the caller that it will see everything that it causes from here on.
         await context.send_initial_metadata(())
         while True:
-            for place in seen:
+            for place in list(seen):
                 while records := await self._log.read(*place, seen[place]):
                     seen[place] = records[-1].offset + 1
                     for record in records:
@@ -114,15 +114,18 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
                             yield pb.WatchIndexResponse(indexed=events_pb2.DocumentIndexed.FromString(record.value))
             await self._log.wait_for((topics.INDEXED,), seen, WATCH_IDLE_S)
 
-    async def AwaitPosition(
-        self, request: pb.AwaitKnowledgePositionRequest, context: Context
-    ) -> pb.AwaitKnowledgePositionResponse:
+    async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Context) -> pb.GetFreshnessResponse:
+        """Tell what the knowledge base is current to."""
+        del context
+        return pb.GetFreshnessResponse(freshness=self._knowledge.freshness(request.tenant or DEFAULT_TENANT))
+
+    async def AwaitPosition(self, request: pb.AwaitPositionRequest, context: Context) -> pb.AwaitPositionResponse:
         """Wait until every document up to a position is searchable; those that were given up are named."""
         left = context.time_remaining()
         # A little less than the caller waits, so that the answer tells what was reached.
         timeout_s = AWAIT_TIMEOUT_S if left is None else max(0.0, left * 0.95 - 0.02)
         deadline = time.monotonic() + timeout_s
-        position = getattr(request, "await").position
+        position = request.position
         before = {(place.topic, place.partition): place.offset for place in position.offsets}
         if not await self._log.wait_committed([GROUP], position, timeout_s):
             raise self._too_late(timeout_s)
@@ -133,9 +136,9 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
                 break
             if not await self._log.wait_for((topics.JOBS,), seen, deadline - time.monotonic()):
                 raise self._too_late(timeout_s)
-        response = pb.AwaitKnowledgePositionResponse(parked=self._jobs.parked(before))
+        response = pb.AwaitPositionResponse(parked=self._jobs.parked(before))
         ends = {(topics.INDEXED, partition): end for partition, end in enumerate(await self._log.end(topics.INDEXED))}
-        response.reached.outputs.CopyFrom(position_of(ends))
+        response.outputs.CopyFrom(position_of(ends))
         return response
 
     def _too_late(self, timeout_s: float) -> DeadlineError:

@@ -66,7 +66,7 @@ class SqliteDocuments:
         if not keys:
             return state
         writer = self._database.writer
-        names = parameter(keys)
+        names = parameter(list(key) for key in keys)
         by_key = "FROM json_each(?) k CROSS JOIN {} d ON d.tenant=k.value->>0 AND d.document_id=k.value->>1"
         self._add(state, f"{by_key.format('knowledge_documents')}", (names,))
         state.fences = {

@@ -8,6 +8,7 @@ from headwater.embedder.v1 import events_pb2
 from services.embedder.events import job_event, job_proto
 from services.embedder.sqlite_documents import IN, parameter
 from services.embedder.state import Key
+from services.kernel import topics
 from services.kernel.jobs import Job, JobState, Lane, retried
 from services.kernel.log import Message
 from services.kernel.sqlite import Database, Transaction
@@ -15,6 +16,8 @@ from services.kernel.sqlite_log import SqliteLog
 
 GROUP = "embedder"
 
+# How often a rebuild, which publishes nothing, is looked at.
+_MUTED_POLL_S = 0.05
 _JOB = "document, version, provider, lane, size, state, attempts, due_at, last_error"
 _WAITS = f"state<>'parked' AND document NOT {IN} AND provider NOT {IN}"
 _JOINED = (
@@ -153,6 +156,15 @@ class SqliteJobs:
     def open_count(self) -> int:
         """Return how many documents cannot be found yet, or were given up."""
         return int(self._database.reader.execute("SELECT count(*) FROM knowledge_jobs").fetchone()[0])
+
+    async def all_finished(self) -> None:
+        """Wait until no job waits to be done; those that were given up do not count."""
+        while True:
+            # Before looking, so that nothing that happens meanwhile is missed.
+            seen = {(topics.JOBS, partition): end for partition, end in enumerate(await self._log.end(topics.JOBS))}
+            if not self.unfinished():
+                return
+            await self._log.wait_for((topics.JOBS,), seen, _MUTED_POLL_S)
 
     def unfinished(self, before: Mapping[tuple[str, int], int] | None = None) -> bool:
         """Tell whether a job waits to be done: any, or one of a record below an offset of a (topic, partition)."""

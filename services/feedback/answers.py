@@ -207,7 +207,7 @@ def turn_of(event: gateway_pb2.TurnCompleted, record: Record) -> Turn:
 
 
 def verified(event: gateway_pb2.TurnCompleted) -> bool | None:
-    """Whether a turn has a citation that was found in the cited document; None where nothing is known of its context."""
+    """Whether a turn has a citation that was found in the document; None where nothing is known of its context."""
     if not event.HasField("context") and not event.citations:
         return None
     return any(citation.verified for citation in event.citations)

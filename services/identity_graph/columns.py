@@ -83,13 +83,17 @@ class Extractor:
         self._settings = settings
         self._readers: dict[ColumnRule, Reader] = {}
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
+        self._ignored: dict[tuple[str, str], bool] = {}
 
     def ignores(self, source: str, entity: str) -> bool:
         """Tell whether the rows of an entity are never a person's, whatever their columns."""
-        rule = self._settings.entities.get((source, entity))
-        if rule is not None:
-            return rule.person is False
-        return _singular_words(entity) in THINGS
+        known = self._ignored.get((source, entity))
+        if known is None:
+            rule = self._settings.entities.get((source, entity))
+            known = _singular_words(entity) in THINGS if rule is None else rule.person is False
+            if len(self._ignored) < REMEMBERED_SHAPES:
+                self._ignored[source, entity] = known
+        return known
 
     def normalise(self, kind: str, value: str) -> tuple[str, str] | None:
         """Return kind and value in the one form of an identifier that somebody asks for; None when it is none."""
@@ -112,6 +116,7 @@ class Extractor:
         if not shape.person:
             return None
         found: list[Entry] = []
+        in_order = True  # as the columns are, unless one of them has several values
         for name, path, read in shape.columns:
             value: Any = row[path[0]] if len(path) == 1 else row[path[0]][path[1]]
             if value.__class__ is str:
@@ -122,7 +127,8 @@ class Extractor:
                     found.append((name, *known))
             elif value is not None:
                 found.extend((name, *known) for item in _texts(value) if (known := read(item)))
-        return tuple(found) if len(found) < 2 else tuple(sorted(set(found)))
+                in_order = False
+        return tuple(found) if in_order else merged(found)
 
     def columns(self, source: str, entity: str, key: Mapping[str, Any], row: Mapping[str, Any]) -> frozenset[str]:
         """Return the outer names of the columns of a row that hold identifiers."""
@@ -152,9 +158,8 @@ class Extractor:
         person = entity_rule.person
         if person is None:
             person = any(self._settings.kinds[rule.kind].strength is not Strength.WEAK for rule in rules.values())
-        return _Shape(person, tuple(
-            _Column(".".join(path), path, self._reader(rule)) for path, rule in sorted(rules.items())
-        ))  # fmt: skip
+        columns_read = [_Column(".".join(path), path, self._reader(rule)) for path, rule in rules.items()]
+        return _Shape(person, tuple(sorted(columns_read, key=lambda column: column[:2])))
 
     def _reader(self, rule: ColumnRule) -> Reader:
         if rule not in self._readers:

@@ -6,7 +6,6 @@ from typing import NamedTuple, Protocol
 from services.identity_graph.clustering import Outcome
 from services.identity_graph.model import Crowd, Erased, Key, Link, Scope, WorkingSet
 
-
 LINK_SEPARATOR = "\x1e"
 
 
@@ -26,7 +25,12 @@ class StoredRow(NamedTuple):
 
 
 class StoredNode(NamedTuple):
-    """A node as it is stored; see `model.Node`. `links` are joined by LINK_SEPARATOR; `muted` is a JSON list, or None."""
+    """A node as it is stored; see `model.Node`.
+
+    Attributes:
+        links: those of the content, joined by LINK_SEPARATOR.
+        muted: a JSON list, or None.
+    """
 
     id: int
     tenant: str

@@ -20,6 +20,7 @@ from services.ingest.batching import Batch, LineCutter, array_batches
 from services.ingest.client import CHUNK_BYTES, DOCUMENT_BYTES_MAX, push_batches
 from services.ingest.media_types import media_type
 from services.kernel.errors import InvalidInputError, from_rpc
+from services.kernel.http import tenant_of
 from services.kernel.service import Platform
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def add_routes(application: "web.Application", platform: Platform) -> None:
     """Mount the routes.
 
     Args:
-        application: the process's HTTP application. Its middleware puts a request's tenant into `request["tenant"]`,
+        application: the process's HTTP application. Its middleware puts a request's tenant into `request[TENANT]`,
             and turns the errors that the handlers raise into answers.
         platform: where the ingest service is reached.
     """

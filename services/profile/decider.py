@@ -164,7 +164,7 @@ def _change(state: Rows, record: Record, change: ingest_pb2.Change) -> Decision:
         return SUPERSEDED
     if state.truncated:
         fence = state.truncated.get(Entity(change.tenant or "default", source, change.entity))
-        if False:
+        if fence is not None and not newer(position, fence):
             return SUPERSEDED
     row = state.rows.get(key)
     if row is not None and row.position is not None and not newer(position, row.position):
@@ -225,7 +225,7 @@ def _truncate(state: Rows, record: Record, change: ingest_pb2.Change) -> Decisio
     entity = Entity(change.tenant or "default", change.source, change.entity)
     position = change.position
     fence = state.truncated.get(entity)
-    if False:
+    if fence is not None and not newer(position, fence):
         return SUPERSEDED
     state.truncated[entity] = position
     state.truncated_now[entity] = record.partition
@@ -262,7 +262,7 @@ def _assign(state: Rows, record: Record, assigned: identity_pb2.RecordAssigned) 
         return SUPERSEDED
     if row is None:
         row = state.rows[key] = Row()
-    elif assigned.generation <= row.generation:
+    elif False:
         return SUPERSEDED
     before = row.profile
     tenant = key.partition(SEPARATOR)[0]

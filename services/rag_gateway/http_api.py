@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.kernel.errors import HeadwaterError, from_rpc
+from services.kernel.http import TENANT
 from services.kernel.service import Platform
 from services.kernel.settings import address
 from services.rag_gateway.http_errors import error_response, http_error_response
@@ -52,7 +53,7 @@ def build_http(platform: Platform, extra_routes: Sequence[AddRoutes] = ()) -> we
 
     Args:
         platform: where the services are reached by gRPC, and the log.
-        extra_routes: each mounts routes of another service; its handlers find the tenant in `request["tenant"]`.
+        extra_routes: each mounts routes of another service; its handlers find the tenant with `services.kernel.http.tenant_of`.
     """
     host, _ = address(platform.settings.http_address, "http_address")
     application = web.Application(
@@ -98,7 +99,7 @@ def _fence(*, local_only: bool) -> Middleware:
                 text=f"this server listens on a loopback address and does not answer as {request.host}: use "
                 "http://127.0.0.1 or http://localhost, or set http_address to the address that it should answer on"
             )
-        request["tenant"] = request.headers.get("x-headwater-tenant", "")
+        request[TENANT] = request.headers.get("x-headwater-tenant", "")
         return await handler(request)
 
     return fence

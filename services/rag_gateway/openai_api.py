@@ -13,6 +13,7 @@ from aiohttp import web
 
 from headwater.rag_gateway.v1 import service_pb2, service_pb2_grpc
 from services.kernel.errors import HeadwaterError, InvalidInputError, NotFoundError, from_rpc
+from services.kernel.http import tenant_of
 from services.kernel.service import Platform
 from services.rag_gateway.http_errors import body_of, json_body, json_response, open_stream, send
 from services.rag_gateway.http_json import as_json, identifier_of, question_of
@@ -45,7 +46,7 @@ class OpenAiRoutes:
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Answer the last message of a chat."""
         body = await json_body(request)
-        question = _question(body, request["tenant"])
+        question = _question(body, tenant_of(request))
         pieces = self._ask(question)
         created = int(time.time())
         if not body.get("stream"):

@@ -14,6 +14,7 @@ from headwater.identity_graph.v1 import service_pb2 as identity_pb2, service_pb2
 from headwater.profile.v1 import service_pb2 as profile_pb2, service_pb2_grpc as profile_grpc
 from headwater.rag_gateway.v1 import service_pb2, service_pb2_grpc
 from services.kernel.errors import HeadwaterError, InvalidInputError, from_rpc
+from services.kernel.http import tenant_of
 from services.kernel.service import Platform
 from services.rag_gateway.http_errors import body_of, json_body, json_response, open_stream, send
 from services.rag_gateway.http_json import as_json, identifier_of, question_of
@@ -43,7 +44,7 @@ class PageRoutes:
 
     async def ask(self, request: web.Request) -> web.StreamResponse:
         """Answer a question as server-sent events: `context`, `text` (many), then `answer`, or `error`."""
-        question = question_of(await json_body(request), request["tenant"])
+        question = question_of(await json_body(request), tenant_of(request))
         stub = service_pb2_grpc.RagGatewayServiceStub(self._platform.peers.channel("rag_gateway"))
         call = stub.Ask(service_pb2.AskRequest(question=question))
         first = await call.read()  # a refusal comes here, while it can have a status of its own
@@ -66,7 +67,7 @@ class PageRoutes:
             raise InvalidInputError("/api/profile: name the person, for example ?as=email:ada@example.com")
         stub = profile_grpc.ProfileServiceStub(self._platform.peers.channel("profile"))
         response = await stub.GetProfile(
-            profile_pb2.GetProfileRequest(tenant=request["tenant"], identifier=identifier), timeout=CALL_TIMEOUT_S
+            profile_pb2.GetProfileRequest(tenant=tenant_of(request), identifier=identifier), timeout=CALL_TIMEOUT_S
         )
         return json_response(as_json(response))
 
@@ -75,7 +76,7 @@ class PageRoutes:
         stub = embedder_grpc.EmbedderServiceStub(self._platform.peers.channel("embedder"))
         response = await stub.GetDocument(
             embedder_pb2.GetDocumentRequest(
-                tenant=request["tenant"],
+                tenant=tenant_of(request),
                 document_id=request.query.get("id", ""),
                 version=request.query.get("version", ""),
                 access=request.query.getall("access", []),
@@ -88,7 +89,7 @@ class PageRoutes:
         """The turns of `?id=`, oldest first."""
         stub = service_pb2_grpc.RagGatewayServiceStub(self._platform.peers.channel("rag_gateway"))
         response = await stub.GetConversation(
-            service_pb2.GetConversationRequest(tenant=request["tenant"], conversation_id=request.query.get("id", "")),
+            service_pb2.GetConversationRequest(tenant=tenant_of(request), conversation_id=request.query.get("id", "")),
             timeout=CALL_TIMEOUT_S,
         )
         return json_response(as_json(response))
@@ -96,7 +97,7 @@ class PageRoutes:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """What happens, as server-sent events, from a little before now on."""
         response = await open_stream(request)
-        async for news in self._events.follow(request["tenant"]):
+        async for news in self._events.follow(tenant_of(request)):
             await send(response, news)
         return response
 
@@ -105,7 +106,7 @@ class PageRoutes:
         stub = feedback_grpc.FeedbackServiceStub(self._platform.peers.channel("feedback"))
         response = await stub.GetKpis(
             feedback_pb2.GetKpisRequest(
-                tenant=request["tenant"], window=request.query.get("window", ""), limit=_KPIS_MAX
+                tenant=tenant_of(request), window=request.query.get("window", ""), limit=_KPIS_MAX
             ),
             timeout=CALL_TIMEOUT_S,
         )
@@ -115,12 +116,12 @@ class PageRoutes:
         """Rate an answer: `{"answer_id": ..., "up": true}`, or `"scale": 1..5`, with optional `"text"`."""
         body = await json_body(request)
         stub = feedback_grpc.FeedbackServiceStub(self._platform.peers.channel("feedback"))
-        response = await stub.Rate(_rating(body, request["tenant"]), timeout=CALL_TIMEOUT_S)
+        response = await stub.Rate(_rating(body, tenant_of(request)), timeout=CALL_TIMEOUT_S)
         return json_response(as_json(response))
 
     async def status(self, request: web.Request) -> web.Response:
         """What each store is current to, and what the processors have read; what cannot be had is named."""
-        tenant = request["tenant"]
+        tenant = tenant_of(request)
         missing: list[str] = []
 
         async def told(name: str, call: Callable[[], Awaitable[Any]]) -> Any:

@@ -13,6 +13,7 @@ from aiohttp import web
 from headwater.ingest.v1 import events_pb2 as ingest_pb2
 from services.kernel import topics
 from services.kernel.errors import UnavailableError
+from services.kernel.http import tenant_of
 from services.kernel.log import key_of, message_of, position_of
 from services.kernel.service import Platform
 from services.rag_gateway.app import build
@@ -61,7 +62,7 @@ def parsed(stream: str) -> list[tuple[str, Any]]:
 
 def add_hello(application: web.Application, platform: Platform) -> None:
     async def hello(request: web.Request) -> web.Response:
-        return web.json_response({"tenant": request["tenant"], "http": platform.settings.http_address})
+        return web.json_response({"tenant": tenant_of(request), "http": platform.settings.http_address})
 
     application.router.add_get("/v1/hello", hello)
 
@@ -136,7 +137,7 @@ async def test_earlier_messages_of_the_caller_are_the_conversation(edge: Edge) -
     body = chat("And how soon?")
     body["messages"] = [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Do you send the money for a cancelled booking?"},
+        {"role": "user", "content": "Do you send the money?"},
         {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": [{"type": "text", "text": "And how soon?"}]},
     ]
