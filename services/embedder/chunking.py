@@ -133,7 +133,11 @@ def _context(path: Sequence[str], token_starts: TokenStarts, tokens: int) -> str
 def _pieces(block: Block, tokens: _Tokens, aim: int, room: int) -> Iterator[Piece]:
     """The block, or its parts where it is too long: of about equal size, cut where it hurts least."""
     start, end, text = block.start, block.end, tokens.text
-    while start < end:
+    while True:
+        while start < end and text[start].isspace():
+            start += 1
+        if start == end:
+            return
         whole = tokens.count(start, end)
         if whole <= room and end - start <= CHARACTERS_MAX:
             cut = end
@@ -142,13 +146,10 @@ def _pieces(block: Block, tokens: _Tokens, aim: int, room: int) -> Iterator[Piec
             fair = min(room, whole // parts + aim // 8)
             cut = _cut(text, start, min(end, tokens.reach(start, max(1, fair))))
         last = cut
-        while last > start and text[last - 1].isspace():
+        while text[last - 1].isspace():
             last -= 1
-        if last > start:
-            yield start, last, block.label
+        yield start, last, block.label
         start = cut
-        while start < end and text[start].isspace():
-            start += 1
 
 
 def _cut(text: str, start: int, limit: int) -> int:

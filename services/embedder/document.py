@@ -88,7 +88,7 @@ class DocumentBuilder:
             self._headings.pop()
         if name:
             self._headings.append((level, name))
-            self._add(normalised(source or text), "\n\n", label)
+            self._add(normalised(source or text).strip(), "\n\n", label)
 
     def section(self) -> None:
         """Begin a stretch that shares no chunk with what is before; headings alone stay with what follows them."""

@@ -2,15 +2,19 @@
 
 score = w * cosine + (1 - w) * BM25 / ceiling, both parts in 0..1. The cosine is taken as it is, and the ceiling is at
 least what a query of so many words would reach by a fair match: with normalisation by the best hit alone, a stray word
-that one chunk happens to hold would count as much as a full match. Measured in docs/decisions/0003-retrieval.md.
+that one chunk happens to hold would count as much as a full match. The model is blind to codes such as flight numbers,
+so the more of the query's words are such, the more words count. Measured in docs/decisions/0005-retrieval.md.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from services.embedder.query import WordQuery
+
 # The score of a fair match is about this much for each word of the query, times the logarithm of the corpus.
 _FAIR_SHARE = 0.4
+_CODES_TO_WORDS = 0.5  # the part of the vectors' weight that a query of codes alone gives to words
 NEAR_DUPLICATE = 0.96  # cosine of two chunks of a document that say the same
 
 
@@ -24,24 +28,30 @@ class Scored(NamedTuple):
 
 
 def ceiling(bm25_best: float, terms: int, chunks: int) -> float:
-    """Return the BM25 score that counts as 1."""
+    """Return the BM25 score that counts as 1.
+
+    Args:
+        bm25_best: the best that was found.
+        terms: how many different words the query has.
+        chunks: how many chunks there are.
+    """
     return max(bm25_best, _FAIR_SHARE * terms * math.log1p(chunks), 1e-9)
 
 
 def fused(
-    cosines: Mapping[int, float], bm25: Mapping[int, float], *, weight: float, terms: int, chunks: int
+    cosines: Mapping[int, float], bm25: Mapping[int, float], query: WordQuery, *, weight: float, chunks: int
 ) -> list[Scored]:
     """Return all candidates, best first.
 
     Args:
         cosines: of every candidate that has a vector.
         bm25: of those that were found by words; higher is better.
-        weight: the share of the cosine, 0 to 1. With no cosines at all, words count alone.
-        terms: how many different words the query has.
+        query: what was looked for.
+        weight: the share of the cosine for a query in plain words, 0 to 1. With no cosines at all, words count alone.
         chunks: how many chunks there are.
     """
-    share = weight if cosines else 0.0
-    top = ceiling(max(bm25.values(), default=0.0), terms, chunks)
+    share = weight * (1 - _CODES_TO_WORDS * query.codes) if cosines else 0.0
+    top = ceiling(max(bm25.values(), default=0.0), query.terms, chunks)
     scored = []
     for chunk in cosines.keys() | bm25.keys():
         cosine, words = cosines.get(chunk, 0.0), bm25.get(chunk, 0.0)

@@ -26,10 +26,12 @@ class WordQuery(NamedTuple):
     Attributes:
         expression: in the language of FTS5; empty when there is nothing to look for.
         terms: how many different words are looked for.
+        codes: the share of them that hold a digit: flight numbers, product codes, amounts.
     """
 
     expression: str
     terms: int
+    codes: float
 
 
 def word_query(text: str) -> WordQuery:
@@ -47,4 +49,5 @@ def word_query(text: str) -> WordQuery:
     # Nothing but stop words, such as "the who", is still a query.
     terms = list(dict.fromkeys(kept or words))[:TERMS_MAX]
     phrases = list(dict.fromkeys(pairs))[:TERMS_MAX]
-    return WordQuery(" OR ".join(f'"{phrase}"' for phrase in (*terms, *phrases)), len(terms))
+    codes = sum(any(letter.isdigit() for letter in term) for term in terms) / max(1, len(terms))
+    return WordQuery(" OR ".join(f'"{phrase}"' for phrase in (*terms, *phrases)), len(terms), codes)

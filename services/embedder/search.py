@@ -13,7 +13,7 @@ import structlog
 from headwater.embedder.v1 import service_pb2 as pb
 from services.embedder.fusion import Scored, fused, is_repetition
 from services.embedder.ports import Embedder, Vector
-from services.embedder.query import word_query
+from services.embedder.query import WordQuery, word_query
 from services.embedder.sqlite_documents import IN, parameter
 from services.embedder.vectors import VectorIndex
 from services.kernel.errors import HeadwaterError
@@ -44,6 +44,22 @@ class Found(NamedTuple):
     """Hits, best first, and the parts of the search that failed, in plain words."""
 
     hits: list[pb.Hit]
+    missing: list[str]
+
+
+class Candidates(NamedTuple):
+    """Chunks that were found, by both ways.
+
+    Attributes:
+        cosines: of every chunk that was found.
+        bm25: of those that were found by words.
+        words: what was looked for.
+        missing: the parts of the search that failed, in plain words.
+    """
+
+    cosines: dict[int, float]
+    bm25: dict[int, float]
+    words: WordQuery
     missing: list[str]
 
 
@@ -81,12 +97,17 @@ class Searcher:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._search, query, reader, top_k)
 
     def _search(self, query: str, reader: Reader, top_k: int) -> Found:
-        missing: list[str] = []
-        groups = self._groups(reader)
+        groups = self.groups(reader)
         if not groups:
-            return Found([], missing)
+            return Found([], [])
         count = max(CANDIDATES_MIN, CANDIDATES_PER_HIT * top_k)
-        words = word_query(query)
+        found = self.candidates(query, groups, count)
+        ranked = fused(found.cosines, found.bm25, found.words, weight=self._weight, chunks=len(self._index))
+        return Found(self._hits(ranked[:count], groups, top_k), found.missing)
+
+    def candidates(self, query: str, groups: Collection[int], count: int) -> Candidates:
+        """Return the best chunks of some groups of documents by each of the two ways, `count` of each."""
+        words, missing = word_query(query), list[str]()
         cosines: dict[int, float] = {}
         bm25: dict[int, float] = {}
         try:
@@ -103,11 +124,10 @@ class Searcher:
         except Exception as error:  # whatever the model's runtime raises: words still find something
             log.exception("search.vectors_failed")
             missing.append(f"search by meaning: {type(error).__name__}: {error}")
-        ranked = fused(cosines, bm25, weight=self._weight, terms=words.terms, chunks=len(self._index))
-        return Found(self._hits(ranked[:count], groups, top_k), missing)
+        return Candidates(cosines, bm25, words, missing)
 
-    def _groups(self, reader: Reader) -> list[int]:
-        """The groups of documents that the reader may see: the one filter, for words and vectors alike."""
+    def groups(self, reader: Reader) -> list[int]:
+        """Return the groups of documents that a reader may see: the one filter, for words and vectors alike."""
         rows = self._connection.execute(
             "SELECT id, source, access FROM knowledge_visibility WHERE tenant=?", (reader.tenant,)
         )
@@ -126,7 +146,7 @@ class Searcher:
         self._vectors.move_to_end(query)
         return vector
 
-    def _by_words(self, expression: str, groups: Sequence[int], count: int) -> dict[int, float]:
+    def _by_words(self, expression: str, groups: Collection[int], count: int) -> dict[int, float]:
         if not expression:
             return {}
         rows = self._connection.execute(
@@ -180,6 +200,7 @@ def may_see(labels: Collection[str], held: Collection[str]) -> bool:
 
 
 def _hit(row: Mapping[str, Any], scored: Scored) -> pb.Hit:
+    headings: list[str] = orjson.loads(row["headings"])
     hit = pb.Hit(
         document_id=row["document_id"],
         version=row["version"],
@@ -187,7 +208,8 @@ def _hit(row: Mapping[str, Any], scored: Scored) -> pb.Hit:
         text=row["text"],
         start=row["start"],
         end=row["end"],
-        heading_path=orjson.loads(row["headings"]),
+        # The first heading of most documents is their title.
+        heading_path=headings[1:] if headings[:1] == [row["title"]] else headings,
         score=scored.score,
         vector_score=scored.cosine,
         text_score=scored.bm25,

@@ -3,7 +3,7 @@
 [embedder]
 document_bytes_max = 33554432    # a larger document is parked with that reason
 chunk_tokens = 160               # neighbouring paragraphs are put together up to this, in the model's tokens
-vector_weight = 0.75             # the share of meaning in a hit's score; the rest is words
+vector_weight = 0.8              # the share of meaning in a hit's score; the rest is words
 attempts_max = 8                 # a document that fails more often is parked
 memory_bytes_max = 67108864      # of documents that are worked on at the same time
 
@@ -43,7 +43,7 @@ class Settings:
 
     document_bytes_max: int = 32 << 20
     chunk_tokens: int = 160
-    vector_weight: float = 0.75
+    vector_weight: float = 0.8
     attempts_max: int = 8
     memory_bytes_max: int = 64 << 20
     tables: Mapping[tuple[str, str], RowTemplate] = field(default_factory=dict)

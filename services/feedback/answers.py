@@ -264,15 +264,19 @@ def names_of_turn(tenant: str, profile_id: str, asked_as: str) -> Iterator[Key]:
     if profile_id:
         yield Key(tenant, f"profile:{profile_id}")
     if asked_as:
-        yield Key(tenant, asked_as)
-        yield Key(tenant, f"record:{asked_as}")
+        yield Key(tenant, _name(asked_as))
 
 
 def names_of_rater(tenant: str, rater: str) -> Iterator[Key]:
-    """The names by which an erasure may mean a rater."""
+    """The names by which an erasure may mean a rater: a profile's id, or as `asked_as` of a turn."""
     tenant = tenant or DEFAULT_TENANT
     if rater:
-        yield from (Key(tenant, rater), Key(tenant, f"profile:{rater}"), Key(tenant, f"record:{rater}"))
+        yield from {Key(tenant, f"profile:{rater}"): None, Key(tenant, _name(rater)): None}
+
+
+def _name(text: str) -> str:
+    """A record's key may stand for itself."""
+    return text if text.startswith(("profile:", "record:")) else f"record:{text}"
 
 
 def names_of_erasure(event: common_pb2.ErasureRequested) -> list[Key]:

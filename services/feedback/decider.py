@@ -38,6 +38,14 @@ from services.kernel.windows import EventTime
 FOR_EVER_MS = 1 << 62
 
 
+class Asker(NamedTuple):
+    """That somebody, by a name that an erasure may use, asked what an answer was given to."""
+
+    name: Key
+    subject: str
+    conversation_id: str
+
+
 class Found(NamedTuple):
     """Something of a subject that an erasure found: an answer, or a rating that the subject gave (`rater` is set)."""
 
@@ -52,12 +60,14 @@ class Erasure(NamedTuple):
     Attributes:
         request: the request.
         until_ms: what is newer than this is not the request's.
+        names: whom it means.
         related: the answers that went, and the conversations of which every turn was the subject's, by id.
         removed: how many turns, ratings and classifications went.
     """
 
     request: common_pb2.ErasureRequested
     until_ms: int
+    names: Sequence[Key]
     related: Sequence[str]
     removed: Mapping[str, int]
 
@@ -76,6 +86,7 @@ class Answers:
         forgotten: what was erased, by name, and until when.
         subjects: what was found of the subjects of erasures, by erasure id.
         sole_conversations: conversations of only the subject, by erasure id.
+        askers: who asked for which answer, in which conversation, and when first: of every version of a turn.
         turns, ratings, classified: what is new, with the event that is kept of it; ratings by rater.
         removed: answers and conversations of which nothing may stay (of conversations: nothing until then).
         removed_ratings: ratings of erased raters.
@@ -93,6 +104,7 @@ class Answers:
     forgotten: dict[Key, int] = field(default_factory=dict)
     subjects: dict[str, list[Found]] = field(default_factory=dict)
     sole_conversations: dict[str, list[str]] = field(default_factory=dict)
+    askers: dict[Asker, int] = field(default_factory=dict)
     turns: dict[Key, tuple[Turn, Record]] = field(default_factory=dict)
     ratings: dict[tuple[Key, str], tuple[Rating, Record]] = field(default_factory=dict)
     classified: dict[Key, tuple[Classified, Record]] = field(default_factory=dict)
@@ -154,8 +166,12 @@ def _turn(state: Answers, event: gateway_pb2.TurnCompleted, record: Record) -> D
     place = (key.tenant, record.partition)
     newest_ms = _newest_ms(state, place, record.offset)
     state.newest_ms[place] = turn.asked_ms if newest_ms is None else max(newest_ms, turn.asked_ms)
-    names = names_of_turn(key.tenant, turn.profile_id, turn.asked_as)
-    until_ms = max((state.forgotten.get(name, -1) for name in names), default=-1)
+    until_ms = -1
+    for name in names_of_turn(key.tenant, turn.profile_id, turn.asked_as):
+        until_ms = max(until_ms, state.forgotten.get(name, -1))
+        if turn.asked_ms > state.forgotten.get(name, -1):
+            asker = Asker(name, key.subject, turn.conversation_id)
+            state.askers[asker] = min(turn.asked_ms, state.askers.get(asker, turn.asked_ms))
     if state.forgotten.get(key, -1) >= 0 or turn.asked_ms <= until_ms:
         _refuse(state, key, turn, until_ms, record)
         return SUPERSEDED
@@ -181,7 +197,7 @@ def _refuse(state: Answers, key: Key, turn: Turn, until_ms: int, record: Record)
     state.remember(key, FOR_EVER_MS)
     state.late[key] = record, turn.asked_ms
     _remove(state, key, FOR_EVER_MS, record)
-    if turn.conversation_id and until_ms >= 0:
+    if turn.conversation_id and turn.asked_ms <= until_ms:
         conversation = conversation_key(key.tenant, turn.conversation_id)
         state.remember(conversation, until_ms)
         _remove(state, conversation, until_ms, record)
@@ -237,7 +253,8 @@ def _classification(state: Answers, event: events_pb2.TurnClassified, record: Re
 
 def _erasure(state: Answers, event: common_pb2.ErasureRequested, record: Record) -> Decision:
     until_ms = milliseconds(event.requested_at, record.timestamp_ms)
-    for name in names_of_erasure(event):
+    names = names_of_erasure(event)
+    for name in names:
         state.remember(name, until_ms)
     removed: Counter[str] = Counter(turns=0, ratings=0, classifications=0)
     answers = []
@@ -245,7 +262,9 @@ def _erasure(state: Answers, event: common_pb2.ErasureRequested, record: Record)
         if thing.rater:
             removed["ratings"] += _remove_rating(state, thing, record)
             continue
-        answers.append(thing.key.subject.removeprefix("answer:"))
+        answers.append(
+            thing.key.subject.removeprefix("answer:")
+        )  # as often as it was asked for, by one name or another
         state.remember(thing.key, FOR_EVER_MS)
         removed.update(_remove(state, thing.key, FOR_EVER_MS, record))
         if thing.conversation_id:
@@ -253,7 +272,7 @@ def _erasure(state: Answers, event: common_pb2.ErasureRequested, record: Record)
             state.remember(conversation, until_ms)
             removed.update(_remove(state, conversation, until_ms, record))
     related = [*answers, *state.sole_conversations.get(event.erasure_id, ())]
-    state.erasures.append(Erasure(event, until_ms, list(dict.fromkeys(related)), removed))
+    state.erasures.append(Erasure(event, until_ms, names, list(dict.fromkeys(related)), removed))
     return APPLIED
 
 

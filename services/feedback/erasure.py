@@ -91,9 +91,8 @@ class Eraser:
         until_ms = request.requested_at.ToMilliseconds()
         for _, name in names_of_erasure(request):
             counts["turns"] += reader.execute(
-                """SELECT count(*) FROM feedback_turns WHERE tenant=? AND asked_ms<=?
-                     AND (asked_as IN (?, ?) OR 'profile:' || profile_id=?)""",
-                (tenant, until_ms, name, name.partition(":")[2], name),
+                "SELECT count(*) FROM feedback_askers WHERE tenant=? AND name=? AND asked_ms<=?",
+                (tenant, name, until_ms),
             ).fetchone()[0]
         return counts
 

@@ -25,6 +25,7 @@ from services.feedback.answers import (
     rating_of,
     turn_of,
 )
+from services.feedback.decider import FOR_EVER_MS
 from services.feedback.kpis import Computed, compute, observation_of
 from services.feedback.projection import name_of
 from services.feedback.settings import Settings
@@ -47,6 +48,7 @@ class Recomputation:
         for tenant, partition, offset, asked_ms in erased_turns:
             self._gone[tenant, partition].append((offset, asked_ms))
         self._known: dict[Key, Answer] = {}
+        self._askers: dict[tuple[Key, Key, str], int] = {}  # answer, who asked, conversation: when first
         self._erased: dict[Key, int] = {}
         self._newest_ms: dict[tuple[str, int], int] = {}
 
@@ -72,6 +74,9 @@ class Recomputation:
             case gateway_pb2.TurnCompleted():
                 turn, place = turn_of(event, record), (key.tenant, record.partition)
                 newest_ms = self._advance(place, record.offset, turn.asked_ms)
+                for name in names_of_turn(key.tenant, turn.profile_id, turn.asked_as):
+                    asked = (key, name, turn.conversation_id)
+                    self._askers[asked] = min(turn.asked_ms, self._askers.get(asked, turn.asked_ms))
                 if answer.turn is None or (turn.asked_ms, turn.digest) > (answer.turn.asked_ms, answer.turn.digest):
                     late = self._settings.event_time.is_too_late(turn.asked_ms, newest_ms)
                     answer.turn = turn._replace(too_late=late)
@@ -107,14 +112,11 @@ class Recomputation:
 
     def _without_the_erased(self) -> Mapping[Key, Answer]:
         gone: dict[Key, int] = {}
-        for key, answer in self._known.items():
-            turn = answer.turn
-            if turn is None:
-                continue
-            until_ms = self._until(names_of_turn(key.tenant, turn.profile_id, turn.asked_as))
-            if turn.asked_ms <= until_ms:
-                gone[key] = 1 << 62
-                conversation = conversation_key(key.tenant, turn.conversation_id)
+        for (key, name, conversation_id), asked_ms in self._askers.items():
+            until_ms = self._erased.get(name, -1)
+            if asked_ms <= until_ms:
+                gone[key] = FOR_EVER_MS
+                conversation = conversation_key(key.tenant, conversation_id)
                 gone[conversation] = max(until_ms, gone.get(conversation, -1))
         return {key: self._remainder(key, answer, gone.get(key, -1)) for key, answer in self._known.items()}
 

@@ -39,10 +39,12 @@ SCHEMA = (
          model TEXT NOT NULL, answered INTEGER NOT NULL, verified INTEGER, latency_ms REAL, cost REAL,
          partition INTEGER NOT NULL, "offset" INTEGER NOT NULL, event BLOB NOT NULL, PRIMARY KEY (tenant, subject))""",
     "CREATE INDEX feedback_turns_by_time ON feedback_turns (tenant, asked_ms, subject)",
-    "CREATE INDEX feedback_turns_by_profile ON feedback_turns (tenant, profile_id) WHERE profile_id<>''",
-    "CREATE INDEX feedback_turns_by_asker ON feedback_turns (tenant, asked_as) WHERE asked_as<>''",
     "CREATE INDEX feedback_turns_by_conversation ON feedback_turns (tenant, conversation_id)",
     "CREATE INDEX feedback_turns_too_late ON feedback_turns (tenant) WHERE too_late",
+    # Who asked, by the names that an erasure uses; of every version of a turn, also of one that was replaced.
+    """CREATE TABLE feedback_askers (
+         tenant TEXT, name TEXT, subject TEXT, conversation_id TEXT, asked_ms INTEGER NOT NULL,
+         PRIMARY KEY (tenant, name, subject, conversation_id)) WITHOUT ROWID""",
     """CREATE TABLE feedback_ratings (
          tenant TEXT NOT NULL, subject TEXT NOT NULL, rater TEXT NOT NULL, rated_ms INTEGER NOT NULL,
          digest TEXT NOT NULL, value INTEGER, has_text INTEGER NOT NULL, event BLOB NOT NULL,
@@ -66,7 +68,7 @@ SCHEMA = (
          erasure_id TEXT PRIMARY KEY, request BLOB NOT NULL, removed TEXT NOT NULL, related TEXT NOT NULL,
          done INTEGER NOT NULL)""",
 )
-_REBUILT = ("feedback_turns", "feedback_ratings", "feedback_classified", "feedback_newest", "feedback_forgotten")
+_REBUILT = ("turns", "askers", "ratings", "classified", "newest", "forgotten")
 _TURN = ", ".join(Turn._fields)
 _BY_KEY = "FROM json_each(?) AS k CROSS JOIN {0} AS t ON t.tenant=k.value->>0 AND t.subject=k.value->>1"
 
@@ -141,17 +143,12 @@ class SqliteAnswers:
     def _found(self, tenant: str, names: Sequence[Key], until_ms: int) -> Iterator[Found]:
         writer = self._database.writer
         for _, name in names:
-            kind, _, bare = name.partition(":")
-            wanted = [("asked_as", name), ("asked_as", bare)]
-            wanted += [("profile_id", bare)] if kind == "profile" else []
-            for column, value in wanted:
-                for subject, conversation in writer.execute(
-                    "SELECT subject, conversation_id FROM feedback_turns "
-                    f"WHERE tenant=? AND {column}=? AND {column}<>'' AND asked_ms<=?",
-                    (tenant, value, until_ms),
-                ).fetchall():
-                    yield Found(Key(tenant, subject), conversation)
-            for value in (name, bare):
+            for subject, conversation in writer.execute(
+                "SELECT subject, conversation_id FROM feedback_askers WHERE tenant=? AND name=? AND asked_ms<=?",
+                (tenant, name, until_ms),
+            ).fetchall():
+                yield Found(Key(tenant, subject), conversation)
+            for value in (name, name.partition(":")[2]):
                 for subject, rater in writer.execute(
                     "SELECT subject, rater FROM feedback_ratings "
                     "WHERE tenant=? AND rater=? AND rater<>'' AND rated_ms<=?",
@@ -203,6 +200,11 @@ class SqliteAnswers:
             "INSERT OR REPLACE INTO feedback_newest VALUES (?, ?, ?, ?)",
             [(*place, newest_ms, max(state.events, default=-1)) for place, newest_ms in state.newest_ms.items()],
         )
+        unit.executemany(
+            "INSERT INTO feedback_askers VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET asked_ms=min(asked_ms, excluded.asked_ms)",
+            [(*name, subject, conversation, ms) for (name, subject, conversation), ms in state.askers.items()],
+        )
         self._remove(state)
         unit.executemany(
             "INSERT OR IGNORE INTO feedback_erasures VALUES (?, ?, ?, ?, 0)",
@@ -222,6 +224,10 @@ class SqliteAnswers:
             "INSERT INTO feedback_forgotten VALUES (?, ?, ?) "
             "ON CONFLICT DO UPDATE SET until_ms=max(until_ms, excluded.until_ms)",
             [(*key, until_ms) for key, until_ms in state.remembered.items()],
+        )
+        unit.executemany(
+            "DELETE FROM feedback_askers WHERE tenant=? AND name=? AND asked_ms<=?",
+            [(*name, erasure.until_ms) for erasure in state.erasures for name in erasure.names],
         )
         unit.executemany("INSERT OR IGNORE INTO feedback_late VALUES (?, ?)", [(*key,) for key in state.late])
         unit.executemany(
@@ -247,7 +253,7 @@ class SqliteAnswers:
     async def reset(self) -> None:
         """Empty the tables that a replay makes again, within the open unit of work."""
         for table in _REBUILT:
-            self._database.unit.execute(f"DELETE FROM {table}")
+            self._database.unit.execute(f"DELETE FROM feedback_{table}")
 
     def erased_turns(self, connection: sqlite3.Connection) -> Iterator[tuple[str, int, int, int]]:
         """Return tenant, partition, offset and time of turns that were erased, by offset."""

@@ -48,7 +48,7 @@ def _apply_row(state: WorkingSet, delta: Delta) -> Decision:
     if delta.effect is Effect.REMOVE:
         row.text, row.carried = None, None
     else:
-        _hold(row, delta)
+        _hold(row, delta, fence if fence and newer(fence, row.position) else row.position)
     row.touched, row.cause_ms = True, delta.occurred_ms
     row.partition, row.offset = delta.partition, delta.offset
     row.position = delta.position or row.position
@@ -62,20 +62,19 @@ def _was_erased(state: WorkingSet, delta: Delta) -> bool:
     return delta.offset < fence.offset or bool(fence.position and not newer(delta.position, fence.position))
 
 
-def _hold(row: Row, delta: Delta) -> None:
+def _hold(row: Row, delta: Delta, known_from: str) -> None:
     if not delta.unavailable:
         row.carried, row.text = None, delta.text
         return
     # Columns that the source left out keep what is stored; from which position that is known goes with it.
     stored = of_columns(entries_of(row.text), delta.unavailable)
-    known_from = "" if row.text is None else row.position
     row.carried = {column: (row.carried or {}).get(column, known_from) for column in delta.unavailable}
     row.text = text_of(merged(delta.entries, stored))
 
 
 def _fill_in(row: Row, delta: Delta) -> bool:
-    """Take from an older change, which came late, the values that a newer one left out; tell whether there were any."""
-    if row.text is None or row.carried is None or delta.effect is not Effect.HOLD:
+    """Take from an older change, which came late, what a newer one left out; tell whether there was anything."""
+    if row.text is None or row.carried is None:
         return False
     columns = [
         column
@@ -101,8 +100,9 @@ def _truncate(state: WorkingSet, delta: Delta) -> Decision:
     for row in state.rows.values():
         if row.text is None or row.partition != delta.partition or not row.key.startswith(prefix):
             continue
-        if row.position and not newer(delta.position, row.position):
-            continue  # the truncation came late: this row was written after it
+        if row.position and not newer(delta.position, row.position):  # it came late: this row was written after it
+            _fill_in(row, delta)
+            continue
         row.text, row.carried = None, None
         row.touched, row.cause_ms = True, delta.occurred_ms
         row.position = delta.position or row.position

@@ -5,160 +5,152 @@ It tells of the difference that a batch made to persons, so that what comes and 
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from headwater.identity_graph.v1 import events_pb2
 from services.identity_graph.assignments import identifier
 from services.identity_graph.clustering import Component, Outcome
 from services.identity_graph.matching import Refusal, resolve
-from services.identity_graph.model import Crowd, Key, Link, Node, WorkingSet, birth_id, split_key, split_link
+from services.identity_graph.model import Key, Link, Node, WorkingSet, birth_id, split_key, split_link, tenant_of
 from services.kernel import topics
 from services.kernel.log import Message, key_of
 
 DECIDED = events_pb2.IdentityDecided.DESCRIPTOR.full_name
-RECORDS_LISTED = 100
-EVIDENCE_LISTED = 20
+LISTED = 100  # of records, profiles and evidence in one entry
+NAMED = 3  # of these in its words
 
 
-@dataclass(slots=True)
-class _Moves:
-    """Where rows went from one profile to another.
+class Flow(NamedTuple):
+    """Rows that went the same way.
 
     Attributes:
-        into: new profile -> old profiles -> rows, as far as they are known one by one.
-        out_of: old profile -> new profiles.
-        arrived: profile -> rows that were in none before.
-        gone: old profile -> rows that are in none now.
-        nodes: new profile -> its nodes, where there is something to tell of it.
+        old: the profile that they were in; None for new ones.
+        new: the profile that they are in; None when they are gone.
+        keys: the rows, where they are known one by one.
+        before, node: their node before and now.
     """
 
-    into: dict[str, dict[str, list[Key]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    out_of: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    arrived: dict[str, list[Key]] = field(default_factory=lambda: defaultdict(list))
-    gone: dict[str, list[Key]] = field(default_factory=lambda: defaultdict(list))
-    nodes: dict[str, list[Node]] = field(default_factory=lambda: defaultdict(list))
+    old: str | None
+    new: str | None
+    keys: Sequence[Key]
+    before: Node | None
+    node: Node | None
 
-    def note(self, old: str, new: str, keys: Iterable[Key]) -> None:
-        self.into[new][old].extend(keys)
-        self.out_of[old].add(new)
+
+class Story(NamedTuple):
+    """What there is to tell of a profile, before it is put into words."""
+
+    kind: events_pb2.DecisionKind.ValueType
+    profile: str
+    others: Collection[str]
+    keys: Sequence[Key]
+    links: Sequence[Link]
+    reason: str
+    nodes: Collection[Node]
 
 
 def decisions(state: WorkingSet, outcome: Outcome) -> list[Message]:
     """Return the entries that a batch adds to the journal."""
     if not outcome.nodes:
         return []
-    moves = _moves(state, outcome)
-    events = [
-        *_quarantines(state, outcome),
-        *_linked(state, outcome, moves),
-        *_merged(state, outcome, moves),
-        *_split(state, outcome, moves),
-        *_refused(state, outcome),
-    ]
-    return [_message(event) for event in events]
+    into: dict[str, list[Flow]] = defaultdict(list)
+    out_of: dict[str, list[Flow]] = defaultdict(list)
+    for flow in _flows(state, outcome):
+        if flow.new is not None:
+            into[flow.new].append(flow)
+        if flow.old is not None:
+            out_of[flow.old].append(flow)
+    ends = {old: {flow.new for flow in flows if flow.new is not None} for old, flows in out_of.items()}
+    stories = [*_quarantines(state, outcome)]
+    for profile, flows in into.items():
+        stories.extend(_gains(outcome, profile, flows, ends))
+    for profile, flows in out_of.items():
+        stories.extend(_losses(outcome, profile, flows, into))
+    stories.extend(_refused(state, outcome))
+    return [_message(state, story) for story in stories]
 
 
-def _moves(state: WorkingSet, outcome: Outcome) -> _Moves:
-    moves = _Moves()
+def _flows(state: WorkingSet, outcome: Outcome) -> Iterator[Flow]:
     for node in outcome.nodes:
-        if not node.rows:
+        if not node.rows_before or not node.rows or node.rows == len(node.joined):
             continue
         old, new = node.standing_before.profile, node.standing.profile
-        if new is not None:
-            moves.nodes[new].append(node)
-        if not node.rows_before or (old is None and new is None):
+        if old is not None and old == new:
+            yield Flow(old, new, (), node, node)
             continue
+        stayed = sorted((node.members or {}).keys() - node.joined)
         if old is not None and new is not None:
-            if node.rows > len(node.joined):
-                moves.note(old, new, [node.first[1]] if node.first[1] not in node.joined else [])
-            continue
-        for key in node.members or ():
-            if key not in node.joined:
-                moves.note(old or birth_id(key), new or birth_id(key), [key])
+            yield Flow(old, new, stayed, node, node)
+        elif old is not None or new is not None:
+            for key in stayed:
+                yield Flow(old or birth_id(key), new or birth_id(key), (key,), node, node)
     for row in state.rows.values():
         before, now = row.node_before, row.node
-        if before is now:
-            continue
-        old_profile = before and (before.standing_before.profile or birth_id(row.key))
-        new_profile = now and (now.standing.profile or birth_id(row.key))
-        if new_profile and old_profile:
-            moves.note(old_profile, new_profile, [row.key])
-        elif new_profile:
-            moves.arrived[new_profile].append(row.key)
-        elif old_profile:
-            moves.gone[old_profile].append(row.key)
-    return moves
+        if before is not now:
+            old = None if before is None else before.standing_before.profile or birth_id(row.key)
+            new = None if now is None else now.standing.profile or birth_id(row.key)
+            yield Flow(old, new, (row.key,), before, now)
 
 
-def _linked(state: WorkingSet, outcome: Outcome, moves: _Moves) -> Iterator[events_pb2.IdentityDecided]:
-    """Rows that joined a profile: new ones, and such as left another that goes on without them."""
-    joined = {profile: list(keys) for profile, keys in moves.arrived.items()}
-    for new, olds in moves.into.items():
-        for old, keys in olds.items():
-            if old != new and len(moves.out_of[old]) > 1 and len(olds) > 1:
-                joined.setdefault(new, []).extend(keys)
-    for profile, keys in joined.items():
-        nodes = moves.nodes.get(profile, ())
-        if sum(node.rows for node in nodes) < 2:
-            continue
-        others = sorted(old for old in moves.into.get(profile, ()) if old != profile and moves.out_of[old] == {profile})
-        joining = keys
-        if profile not in moves.into and not others:
-            joining = [key for key in keys if birth_id(key) != profile]  # the others joined the oldest
-        holding = {row.node.id for key in joining if (row := state.rows[key]).node is not None}
+def _gains(outcome: Outcome, profile: str, flows: Sequence[Flow], ends: dict[str, set[str]]) -> Iterator[Story]:
+    """Rows that joined a profile, and profiles that became one with it."""
+    sources = {flow.old for flow in flows} - {None}
+    merged = sorted(old for old in sources if old and old != profile and ends[old] == {profile})
+    nodes = {flow.node for flow in flows if flow.node is not None}
+    if len(sources) > 1 and merged:
+        links = sorted(
+            link
+            for link in {link for node in nodes for link in node.content.links}
+            if len({node.standing_before.profile for node in outcome.holders.get(link, ())}) > 1
+        )
+        keys = [key for flow in flows if flow.old in merged for key in flow.keys]
+        yield Story(
+            events_pb2.DECISION_KIND_MERGED, profile, merged, keys, links, f"their records share {_words(links)}", nodes
+        )
+    joined = [flow for flow in flows if flow.old is None or (flow.old != profile and flow.old not in merged)]
+    if not sources:
+        joined = [flow for flow in joined if birth_id(flow.keys[0]) != profile]  # it was the first: nothing to join
+    elif len(sources) == 1 and sources <= {*merged}:
+        joined = [flow for flow in joined if flow.old is None]
+    if joined:
         links = sorted({
-            link for node in nodes if node.id in holding for link in node.content.links
-            if len(outcome.holders.get(link, ())) > 1 or node.rows > 1
-        } & outcome.holders.keys())  # fmt: skip
-        yield _event(
-            state, events_pb2.DECISION_KIND_LINKED, profile, others if len(moves.into.get(profile, ())) == 1 else [],
-            joining, links, f"{_some(joining)} shares {_words(links)} with the profile", nodes,
-        )  # fmt: skip
+            link for flow in joined if flow.node is not None for link in flow.node.content.links
+            if len(outcome.holders.get(link, ())) > 1 or (flow.node.rows > 1 and link in outcome.holders)
+        })  # fmt: skip
+        keys = [key for flow in joined for key in flow.keys]
+        renamed = merged if len(sources) == 1 else ()
+        reason = f"{_some(keys)} shares {_words(links)} with it"
+        yield Story(events_pb2.DECISION_KIND_LINKED, profile, renamed, keys, links, reason, nodes)
 
 
-def _merged(state: WorkingSet, outcome: Outcome, moves: _Moves) -> Iterator[events_pb2.IdentityDecided]:
-    for new, olds in moves.into.items():
-        merged = sorted(old for old in olds if old != new and moves.out_of[old] == {new})
-        if not merged or len(olds) < 2:
-            continue
-        nodes = moves.nodes[new]
-        links = [link for link in _shared(nodes, outcome) if _joins_profiles(outcome.holders[link])]
-        keys = [key for old in merged for key in olds[old]]
-        reason = f"both hold {_words(links)}" if links else "their records are joined by records of others"
-        yield _event(state, events_pb2.DECISION_KIND_MERGED, new, merged, keys, links, reason, nodes)
+def _losses(outcome: Outcome, profile: str, flows: Sequence[Flow], into: dict[str, list[Flow]]) -> Iterator[Story]:
+    """A profile that came apart, or lost the record that gave it its id."""
+    ends = sorted({flow.new for flow in flows if flow.new is not None})
+    gone = [key for flow in flows if flow.new is None for key in flow.keys]
+    if len(ends) < 2:
+        renamed = ends and ends[0] != profile and gone and all(flow.old == profile for flow in into[ends[0]])
+        if not renamed:
+            return
+    stays = profile if profile in ends else ends[0]
+    left = [key for flow in flows if flow.new not in {None, stays} for key in flow.keys]
+    lost = {
+        link
+        for flow in flows
+        if flow.before is not None
+        for link in flow.before.content.links
+        if link in outcome.quarantined or flow.node is None or link not in flow.node.content.links
+    }
+    links = sorted(lost)
+    if any(link in outcome.quarantined for link in links):
+        reason = f"{_words(links)} does not link any more"
+    else:
+        reason = f"{_some(gone or left)} held it together" + (f" by {_words(links)}" if links else "")
+    nodes = {flow.node for flow in flows if flow.node is not None}
+    others = sorted({*ends, profile} - {stays})
+    yield Story(events_pb2.DECISION_KIND_SPLIT, stays, others, [*left, *gone], links, reason, nodes)
 
 
-def _split(state: WorkingSet, outcome: Outcome, moves: _Moves) -> Iterator[events_pb2.IdentityDecided]:
-    for old, news in moves.out_of.items():
-        gone = moves.gone.get(old, [])
-        (only, *more) = sorted(news)
-        renamed = not more and only != old and len(moves.into[only]) == 1 and not moves.arrived.get(only)
-        if not more and not (renamed and gone):
-            continue
-        stays = old if old in news else only
-        left = [key for new in news if new != stays for key in moves.into[new][old]]
-        links = _lost(state, outcome, old)
-        if links:
-            reason = f"nothing holds it together since {_words(links)} does not link its records any more"
-        else:
-            reason = f"{_some(gone or left)} held it together"
-        others = sorted((news | {old}) - {stays})
-        nodes = [node for new in news for node in moves.nodes.get(new, ())]
-        yield _event(state, events_pb2.DECISION_KIND_SPLIT, stays, others, [*left, *gone], links, reason, nodes)
-
-
-def _lost(state: WorkingSet, outcome: Outcome, profile: str) -> list[Link]:
-    """Return the links that rows of a profile do not share any more."""
-    lost = set(outcome.quarantined)
-    held = {link for node in outcome.nodes if node.standing_before.profile == profile for link in node.content.links}
-    for row in state.rows.values():
-        before = row.node_before
-        if before is not None and before is not row.node and before.standing_before.profile == profile:
-            lost.update(set(before.content.links) - set(row.node.content.links if row.node else ()))
-    return sorted(lost & held)
-
-
-def _refused(state: WorkingSet, outcome: Outcome) -> Iterator[events_pb2.IdentityDecided]:
+def _refused(state: WorkingSet, outcome: Outcome) -> Iterator[Story]:
     """Refusals that were not there before the batch; what was is worked out again, for it is not stored."""
     for component in outcome.components:
         if component.resolution is None or not component.resolution.refusals:
@@ -169,13 +161,12 @@ def _refused(state: WorkingSet, outcome: Outcome) -> Iterator[events_pb2.Identit
             sides = (component.nodes[refusal.left].content.text, component.nodes[refusal.right].content.text)
             if (refusal.link, *sides) not in known:
                 fresh[refusal.link, refusal.reason].append(refusal)
-        for (link, reason), refusals in fresh.items():
+        for (link, objection), refusals in fresh.items():
             nodes = [component.nodes[i] for i in sorted({side for r in refusals for side in (r.left, r.right)})]
             profile, *others = sorted({node.standing.profile or "" for node in nodes})
-            yield _event(
-                state, events_pb2.DECISION_KIND_REFUSED, profile, others, [node.first[1] for node in nodes], [link],
-                f"{_words([link])} does not link them: {reason}", nodes,
-            )  # fmt: skip
+            reason = f"{_words([link])} does not link them: {objection}"
+            keys = [node.first[1] for node in nodes]
+            yield Story(events_pb2.DECISION_KIND_REFUSED, profile, others, keys, [link], reason, nodes)
 
 
 def _refusals_before(state: WorkingSet, outcome: Outcome, component: Component) -> set[tuple[Link, str, str]]:
@@ -186,77 +177,55 @@ def _refusals_before(state: WorkingSet, outcome: Outcome, component: Component) 
     return {(r.link, before[r.left].content.text, before[r.right].content.text) for r in resolution.refusals}
 
 
-def _quarantines(state: WorkingSet, outcome: Outcome) -> Iterator[events_pb2.IdentityDecided]:
-    for kind, links in (
-        (events_pb2.DECISION_KIND_QUARANTINED, outcome.quarantined),
-        (events_pb2.DECISION_KIND_RELEASED, outcome.released),
-    ):
-        for link in links:
-            nodes = [node for node in outcome.nodes if node.rows and link in node.content.links]
-            profiles = sorted({node.standing.profile or birth_id(node.first[1]) for node in nodes})
-            olds = sorted({node.standing_before.profile for node in nodes if node.standing_before.profile})
-            crowd = outcome.crowds[link]
-            limit = state.kinds.max_records[split_link(link)[0]]
-            reason = (
-                f"{_words([link])} is held by {_count(crowd, nodes)}, which is too many to tell one person (the limit "
-                f"is {limit} different ones)"
-                if kind == events_pb2.DECISION_KIND_QUARANTINED
-                else f"{_words([link])} is held by {_count(None, nodes)} now, which is few enough to link them"
-            )
-            profile = next(iter(profiles if kind == events_pb2.DECISION_KIND_RELEASED else olds or profiles), "")
-            others = [other for other in profiles if other != profile]
-            yield _event(state, kind, profile, others, [node.first[1] for node in nodes], [link], reason, nodes, link)
+def _quarantines(state: WorkingSet, outcome: Outcome) -> Iterator[Story]:
+    for link in outcome.quarantined:
+        nodes = _holding(outcome, link)
+        olds = sorted({node.standing_before.profile for node in nodes if node.standing_before.profile})
+        news = _profiles(nodes)
+        limit = state.kinds.max_records[split_link(link)[0]]
+        reason = f"{_words([link])} is on {_count(nodes)}, more than the {limit} that may tell one person"
+        profile = olds[0] if olds else news[0]
+        others = [other for other in news if other != profile]
+        keys = [node.first[1] for node in nodes]
+        yield Story(events_pb2.DECISION_KIND_QUARANTINED, profile, others, keys, [link], reason, nodes)
+    for link in outcome.released:
+        nodes = _holding(outcome, link)
+        news = _profiles(nodes)
+        reason = f"{_words([link])} is on {_count(nodes)} now: it links them again"
+        keys = [node.first[1] for node in nodes]
+        if keys:
+            yield Story(events_pb2.DECISION_KIND_RELEASED, news[0], news[1:], keys, [link], reason, nodes)
 
 
-def _count(crowd: Crowd | None, nodes: Sequence[Node]) -> str:
-    records, rows = crowd or Crowd(len(nodes), sum(node.rows for node in nodes))
-    return f"{records} different records" if records == rows else f"{rows} records, {records} of them different"
+def _holding(outcome: Outcome, link: Link) -> list[Node]:
+    return [node for node in outcome.nodes if node.rows and link in node.content.links]
 
 
-def _shared(nodes: Iterable[Node], outcome: Outcome) -> list[Link]:
-    return sorted({link for node in nodes for link in node.content.links if len(outcome.holders.get(link, ())) > 1})
+def _profiles(nodes: Iterable[Node]) -> list[str]:
+    return sorted({node.standing.profile or birth_id(node.first[1]) for node in nodes})
 
 
-def _joins_profiles(holders: Iterable[Node]) -> bool:
-    return len({node.standing_before.profile for node in holders if node.rows_before}) > 1
+def _count(nodes: Collection[Node]) -> str:
+    rows = sum(node.rows for node in nodes)
+    return f"{rows} records" if rows == len(nodes) else f"{rows} records ({len(nodes)} different ones)"
 
 
-def _some(keys: Collection[Key]) -> str:
-    names = [split_key(key)[1] for key in list(keys)[:3]]
-    return ", ".join(names) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+def _some(keys: Sequence[Key]) -> str:
+    names = ", ".join(split_key(key)[1] for key in keys[:NAMED])
+    return f"{names} and {len(keys) - NAMED} more" if len(keys) > NAMED else names
 
 
-def _words(links: Collection[Link]) -> str:
-    words = " and ".join(" ".join(split_link(link)) for link in list(links)[:3])
-    return words or "an identifier"
+def _words(links: Sequence[Link]) -> str:
+    return " and ".join(" ".join(split_link(link)) for link in links[:NAMED]) or "an identifier"
 
 
-def _event(
-    state: WorkingSet,
-    kind: events_pb2.DecisionKind.ValueType,
-    profile: str,
-    others: Iterable[str],
-    keys: Iterable[Key],
-    links: Iterable[Link],
-    reason: str,
-    nodes: Iterable[Node],
-    about: str = "",
-) -> events_pb2.IdentityDecided:
-    cause_ms = max((node.cause_ms for node in nodes), default=0) or state.newest_ms
-    keys = list(keys)
-    tenant = split_key(keys[0])[0] if keys else about.partition("\x1f")[0]
+def _message(state: WorkingSet, story: Story) -> Message:
+    cause_ms = max((node.cause_ms for node in story.nodes), default=0) or state.newest_ms
+    tenant = tenant_of(story.keys[0]) if story.keys else next(iter(story.nodes)).content.tenant
     event = events_pb2.IdentityDecided(
-        tenant=tenant, kind=kind, profile_id=profile, other_profile_ids=list(others)[:RECORDS_LISTED],
-        records=[split_key(key)[1] for key in keys[:RECORDS_LISTED]],
-        evidence=[identifier(link) for link in list(links)[:EVIDENCE_LISTED]], reason=reason,
+        tenant=tenant, kind=story.kind, profile_id=story.profile, other_profile_ids=list(story.others)[:LISTED],
+        records=[split_key(key)[1] for key in story.keys[:LISTED]],
+        evidence=map(identifier, story.links[:LISTED]), reason=story.reason,
     )  # fmt: skip
     event.occurred_at.seconds, event.occurred_at.nanos = cause_ms // 1000, cause_ms % 1000 * 1_000_000
-    return event
-
-
-def _message(event: events_pb2.IdentityDecided) -> Message:
-    seconds, nanos = event.occurred_at.seconds, event.occurred_at.nanos
-    return Message(
-        topics.DECISIONS, key_of(event.tenant, event.profile_id), event.SerializeToString(), DECIDED,
-        seconds * 1000 + nanos // 1_000_000,
-    )  # fmt: skip
+    return Message(topics.DECISIONS, key_of(tenant, story.profile), event.SerializeToString(), DECIDED, cause_ms)

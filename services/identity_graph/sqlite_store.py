@@ -1,5 +1,6 @@
 """The identity graph in SQLite, the embedded adapter of `ports.GraphStore`."""
 
+import itertools
 import sqlite3
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ import orjson
 from services.identity_graph.clustering import Outcome
 from services.identity_graph.model import Crowd, Erased, Key, Link, Node, Row, Scope, WorkingSet, birth_id
 from services.identity_graph.ports import LINK_SEPARATOR, StoredNode, StoredRow
+from services.kernel.hashing import state_hash
 from services.kernel.sqlite import Database
 
 SCHEMA = (
@@ -182,6 +184,30 @@ class SqliteGraph:
             [(state.generation, "generation"), (state.next_id - 1, "node")],
         )
 
+    async def reset(self) -> None:
+        """Forget everything but the numbers that must go on growing, within the open unit of work."""
+        for table in ("records", "nodes", "links", "crowds", "truncations", "buried", "erased"):
+            self._connection.execute(f"DELETE FROM identity_{table}")
+
+    async def seed(self, rows: Iterable[tuple[Key, int | None, int]]) -> None:
+        """Take first sightings over from the service's own events, before a rebuild, within the open unit of work.
+
+        Args:
+            rows: record, first sighting (None: the record was erased), and the generation of the assignment.
+        """
+        for key, first_seen, generation in rows:
+            if first_seen is None:
+                self._connection.execute("DELETE FROM identity_records WHERE key=?", (key,))
+            else:
+                self._connection.execute(
+                    "INSERT INTO identity_records (key, birth, partition, place, position, first_seen) "
+                    "VALUES (?, ?, 0, -1, '', ?) ON CONFLICT (key) DO UPDATE SET first_seen=excluded.first_seen",
+                    (key, birth_id(key), first_seen),
+                )
+            self._connection.execute(
+                "UPDATE identity_counters SET value=max(value, ?) WHERE name='generation'", (generation,)
+            )
+
     def _write_nodes(self, nodes: Iterable[Node]) -> None:
         new, changed, gone = [], [], []
         for node in nodes:
@@ -249,6 +275,19 @@ class SqliteGraph:
             "INSERT OR IGNORE INTO identity_buried SELECT ?, id FROM identity_records WHERE key=?",
             [(digest, row.key) for row in moved for digest in row.buried],
         )
+
+
+async def hash_of(connection: sqlite3.Connection) -> str:
+    """Return the hash of the graph: who is who, by what evidence, and what is quarantined.
+
+    It is a function of the records that are there now, whatever came and went before: positions, generations, names of
+    nodes and what is kept of records that are gone do not count.
+    """
+    records = connection.execute(
+        "SELECT r.key, coalesce(n.profile, r.birth), n.suspect, n.text, n.muted, r.first_seen "
+        "FROM identity_records r JOIN identity_nodes n ON n.id = r.node"
+    )
+    return await state_hash(itertools.chain(records, connection.execute("SELECT * FROM identity_crowds")))
 
 
 def _fields(node: Node) -> tuple[object, ...]:

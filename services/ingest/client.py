@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import io
 import sys
+import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -219,7 +220,7 @@ async def _records_of(stream: BinaryIO, origin: str) -> AsyncIterator[Batch]:
     """The records of a stream: its lines as they come, or the elements of the one JSON value that it is."""
     try:
         chunk = await _read(stream)
-        if _is_whole_value(chunk):
+        if not _is_of_lines(origin) and _is_whole_value(chunk):
             for batch in array_batches(await _whole_value(stream, chunk, origin)):
                 yield batch
             return
@@ -230,8 +231,13 @@ async def _records_of(stream: BinaryIO, origin: str) -> AsyncIterator[Batch]:
             chunk = await _read(stream)
         for batch in cutter.end():
             yield batch
-    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]  # a broken disk, or a broken .gz
+    except (OSError, EOFError, zlib.error) as error:  # a broken disk, or a broken .gz
         raise InvalidInputError(f"{origin} cannot be read any further: {error}") from error
+
+
+def _is_of_lines(origin: str) -> bool:
+    """Whether a file's name says that it holds lines, so that a bad first line is no more than a bad line."""
+    return origin.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
 
 
 def _is_whole_value(start: bytes) -> bool:

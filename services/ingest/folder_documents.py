@@ -5,17 +5,23 @@ A file is one document, `source/path`. A `.jsonl` file of documents (as corpora 
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 from headwater.ingest.v1 import events_pb2
 from services.ingest.decoders import documents
 from services.ingest.decoders.common import DecodeError, Hints, parse, parse_object
-from services.ingest.folder_files import Listing, Stat
+from services.ingest.folder_files import UNSURE, Content, Listing, Stat
 from services.ingest.media_types import media_type
 from services.ingest.settings import FolderSettings
 
+T = TypeVar("T")
+
 _LINE_SUFFIXES = (".jsonl", ".ndjson")
+
+Marked = tuple[events_pb2.DocumentChange, bytes]
+"""A document, with neither position nor time, and its fingerprint."""
 
 
 class BadLine(NamedTuple):
@@ -27,23 +33,90 @@ class BadLine(NamedTuple):
 
 
 class FileDocuments(NamedTuple):
-    """The documents of a file by id, with neither position nor time, and the lines that are none."""
+    """What is in a file.
 
-    documents: dict[str, events_pb2.DocumentChange]
-    bad_lines: list[BadLine]
-
-
-def documents_of(path: str, content: bytes, folder: FolderSettings) -> FileDocuments:
-    """The documents of a file.
-
-    Args:
+    Attributes:
         path: the file's path within the folder.
-        content: what is in it.
-        folder: the folder's settings.
+        documents: its documents by id; None when the file could not be read.
+        bad_lines: the lines that are none.
+        changed_at: when the file changed.
+        stat: how it looked then.
     """
-    if path.lower().endswith(_LINE_SUFFIXES) and _holds_documents(content):
-        return _lines(path, content, folder)
-    document = events_pb2.DocumentChange(
+
+    path: str
+    documents: dict[str, Marked] | None
+    bad_lines: list[BadLine]
+    changed_at: tuple[int, int]
+    stat: Stat
+
+
+class FileChange(NamedTuple):
+    """What is new in a file.
+
+    Attributes:
+        path: the file's path within the folder.
+        put: documents that are new or changed, by id.
+        gone: ids of documents that are gone.
+        bad_lines: the lines that are no documents.
+        changed_at: when the file changed.
+        stat: how it looked then.
+        is_last: whether there is no more to come of it.
+    """
+
+    path: str
+    put: dict[str, Marked]
+    gone: list[str]
+    bad_lines: list[BadLine]
+    changed_at: tuple[int, int]
+    stat: Stat
+    is_last: bool = True
+
+    @property
+    def size(self) -> int:
+        """How many documents it is about."""
+        return len(self.put) + len(self.gone) + len(self.bad_lines)
+
+    def parts(self, size_max: int) -> Iterator["FileChange"]:
+        """The change as itself, or in parts of a bounded size.
+
+        A file counts as read with the last part only, so that a crash in between loses none.
+        """
+        if self.size <= size_max:
+            yield self
+            return
+        begun = self._replace(put={}, gone=[], bad_lines=[], stat=Stat(UNSURE, 0), is_last=False)
+        for put in batched(self.put.items(), size_max):
+            yield begun._replace(put=dict(put))
+        for gone in batched(self.gone, size_max):
+            yield begun._replace(gone=gone)
+        for bad_lines in batched(self.bad_lines, size_max):
+            yield begun._replace(bad_lines=bad_lines)
+        yield self._replace(put={}, gone=[], bad_lines=[])
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of at most `size` items."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def documents_of(item: Content, folder: FolderSettings) -> FileDocuments:
+    """The documents of a file, by what was read of it."""
+    changed_at = divmod(item.mtime_ns, 1_000_000_000)
+    if item.content is None:
+        return FileDocuments(item.path, None, [], changed_at, item.stat)
+    bad_lines: list[BadLine] = []
+    if item.path.lower().endswith(_LINE_SUFFIXES) and _holds_documents(item.content):
+        found = _lines(item.path, item.content, folder, bad_lines)
+    else:
+        found = {f"{folder.source}/{item.path}": _whole(item.path, item.content, folder)}
+    marked = {document_id: (document, fingerprint(document)) for document_id, document in found.items()}
+    return FileDocuments(item.path, marked, bad_lines, changed_at, item.stat)
+
+
+def _whole(path: str, content: bytes, folder: FolderSettings) -> events_pb2.DocumentChange:
+    return events_pb2.DocumentChange(
         tenant=folder.tenant,
         source=folder.source,
         document_id=f"{folder.source}/{path}",
@@ -55,7 +128,6 @@ def documents_of(path: str, content: bytes, folder: FolderSettings) -> FileDocum
         access=folder.access,
         uri=str(folder.path / path),
     )
-    return FileDocuments({document.document_id: document}, [])
 
 
 def _holds_documents(content: bytes) -> bool:
@@ -67,9 +139,10 @@ def _holds_documents(content: bytes) -> bool:
     return type(event) is dict and documents.is_document(event)
 
 
-def _lines(path: str, content: bytes, folder: FolderSettings) -> FileDocuments:
+def _lines(
+    path: str, content: bytes, folder: FolderSettings, bad_lines: list[BadLine]
+) -> dict[str, events_pb2.DocumentChange]:
     found: dict[str, events_pb2.DocumentChange] = {}
-    bad: list[BadLine] = []
     hints = Hints(source=folder.source, tenant=folder.tenant)
     for number, line in enumerate(content.split(b"\n"), 1):
         if not line or line.isspace():
@@ -77,7 +150,7 @@ def _lines(path: str, content: bytes, folder: FolderSettings) -> FileDocuments:
         try:
             document = documents.to_document(parse_object(line), hints, f"{folder.source}/{path}#")
         except DecodeError as error:
-            bad.append(BadLine(number, line, str(error)))
+            bad_lines.append(BadLine(number, line, str(error)))
             continue
         if document.operation == events_pb2.DOCUMENT_OPERATION_DELETE:
             found.pop(document.document_id, None)
@@ -87,12 +160,22 @@ def _lines(path: str, content: bytes, folder: FolderSettings) -> FileDocuments:
         if not document.access:
             document.access.extend(folder.access)
         found[document.document_id] = document
-    return FileDocuments(found, bad)
+    return found
 
 
 def fingerprint(document: events_pb2.DocumentChange) -> bytes:
     """A hash of all that a document says: equal means that nothing needs to be told."""
     return hashlib.blake2b(document.SerializeToString(deterministic=True), digest_size=16).digest()
+
+
+def change_of(file: FileDocuments, before: Mapping[str, bytes]) -> FileChange:
+    """Compare a file's documents with the fingerprints of those that it had before."""
+    now = file.documents or {}
+    put = {document_id: marked for document_id, marked in now.items() if before.get(document_id) != marked[1]}
+    gone = [document_id for document_id in before if document_id not in now]
+    # Bad lines are news only when the file is.
+    bad_lines = file.bad_lines if put or gone else []
+    return FileChange(file.path, put, gone, bad_lines, file.changed_at, file.stat)
 
 
 class Plan(NamedTuple):

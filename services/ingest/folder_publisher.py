@@ -2,21 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from headwater.ingest.v1 import events_pb2
-from services.ingest.folder_documents import documents_of, fingerprint
-from services.ingest.folder_files import Content, FolderGoneError, identity, read_files
+from services.ingest.folder_documents import FileChange, FileDocuments, change_of, documents_of
+from services.ingest.folder_files import UNSURE, FolderGoneError, Stat, identity, read_files
 from services.ingest.folder_store import FolderStore
 from services.ingest.messages import Instant, Offer, dead_letter, messages_of
 from services.ingest.settings import FolderSettings
 from services.kernel.log import Message
 from services.kernel.positions import padded
-from services.kernel.sqlite import Database, Transaction
+from services.kernel.sqlite import Database
 from services.kernel.sqlite_log import SqliteLog
 
-BATCH_BYTES = 4 << 20
+BATCH_BYTES = 4 << 20  # read at once, and held until they are published
 BATCH_FILES = 256
+UNIT_DOCUMENTS = 500  # published in one transaction: others get their turn in between
 
 
 class Batch:
@@ -73,15 +74,12 @@ class FolderPublisher:
         """
         start = 0
         while start < len(paths):
-            contents = await asyncio.to_thread(self._contents, paths[start : start + BATCH_FILES])
-            start += len(contents)
-            await self._log.wait_open()
-            async with self._database.transaction() as unit:
-                batch = self._batch()
-                for item in contents:
-                    if item.content is not None:  # else gone again, or not to be read: the next look will tell
-                        self._add_file(unit, batch, item, item.content)
-                self._emit(unit, batch)
+            files = await asyncio.to_thread(self._documents, paths[start : start + BATCH_FILES])
+            start += len(files)
+            # Without a content it is gone again, or cannot be read: the next look will tell.
+            changes = [change_of(file, self.store.documents(file.path)) for file in files if file.documents is not None]
+            for unit in _units(changes):
+                await self._publish(unit)
 
     async def forget(self, paths: Sequence[str], which: tuple[int, int]) -> None:
         """Publish that files are gone, as long as the folder is still the one that they were missed in.
@@ -89,17 +87,12 @@ class FolderPublisher:
         Raises:
             FolderGoneError: it is not.
         """
-        for start in range(0, len(paths), BATCH_FILES):
+        missing = Stat(UNSURE, 0)
+        changes = (FileChange(path, {}, list(self.store.documents(path)), [], (0, 0), missing) for path in paths)
+        for unit in _units(changes):
             if await asyncio.to_thread(identity, self._folder.path) != which:
                 raise FolderGoneError(f"{self._folder.path} has been replaced")
-            await self._log.wait_open()
-            async with self._database.transaction() as unit:
-                batch = self._batch()
-                for path in paths[start : start + BATCH_FILES]:
-                    for document_id in self.store.documents(path):
-                        batch.delete(document_id)
-                    self.store.forget_file(unit, path)
-                self._emit(unit, batch)
+            await self._publish(unit, are_gone=True)
 
     async def remember(self, which: tuple[int, int], signature: str) -> None:
         """Remember which folder was read, and with which settings."""
@@ -108,24 +101,30 @@ class FolderPublisher:
             async with self._database.transaction() as unit:
                 self.store.save_state(unit, state._replace(device=which[0], inode=which[1], signature=signature))
 
-    def _contents(self, paths: Sequence[str]) -> list[Content]:
-        return list(read_files(self._folder.path, paths, self._bytes_max, BATCH_BYTES, time.time_ns()))
+    def _documents(self, paths: Sequence[str]) -> list[FileDocuments]:
+        contents = read_files(self._folder.path, paths, self._bytes_max, BATCH_BYTES, time.time_ns())
+        return [documents_of(item, self._folder) for item in contents]
 
-    def _add_file(self, unit: Transaction, batch: Batch, item: Content, content: bytes) -> None:
-        """Add what is new in a file."""
-        documents, bad_lines = documents_of(item.path, content, self._folder)
-        before = self.store.documents(item.path)
-        marks = {document_id: fingerprint(document) for document_id, document in documents.items()}
-        put = {document_id: mark for document_id, mark in marks.items() if before.get(document_id) != mark}
-        gone = before.keys() - marks.keys()
-        for document_id in put:
-            batch.put(documents[document_id], divmod(item.mtime_ns, 1_000_000_000))
-        for document_id in gone:
-            batch.delete(document_id)
-        if put or gone:  # the file has changed, so its bad lines are news as well
-            for bad in bad_lines:
-                batch.give_up(bad.line, bad.error, f"{self._folder.path / item.path}:{bad.number}")
-        self.store.save_file(unit, item.path, item.stat, put, gone)
+    async def _publish(self, changes: Sequence[FileChange], *, are_gone: bool = False) -> None:
+        """Publish changes of files as one transaction; `are_gone` says that the files are not there any more."""
+        await self._log.wait_open()
+        async with self._database.transaction() as unit:
+            batch = self._batch()
+            for change in changes:
+                for document, _mark in change.put.values():
+                    batch.put(document, change.changed_at)
+                for document_id in change.gone:
+                    batch.delete(document_id)
+                for bad in change.bad_lines:
+                    batch.give_up(bad.line, bad.error, f"{self._folder.path / change.path}:{bad.number}")
+                if are_gone and change.is_last:
+                    self.store.forget_file(unit, change.path)
+                else:
+                    marks = {document_id: mark for document_id, (_document, mark) in change.put.items()}
+                    self.store.save_file(unit, change.path, change.stat, marks, change.gone)
+            if batch.messages:
+                unit.emit(batch.messages)
+                self.store.save_state(unit, self.store.state()._replace(version=batch.version))
 
     def _batch(self) -> Batch:
         seconds, fraction = divmod(self._clock(), 1)
@@ -134,7 +133,17 @@ class FolderPublisher:
         version = max(self.store.state().version, now[0] * 1_000_000_000 + now[1])
         return Batch(self._folder, version, now)
 
-    def _emit(self, unit: Transaction, batch: Batch) -> None:
-        if batch.messages:
-            unit.emit(batch.messages)
-            self.store.save_state(unit, self.store.state()._replace(version=batch.version))
+
+def _units(changes: Iterable[FileChange]) -> Iterator[list[FileChange]]:
+    """Group changes, and cut those of files with many documents, so that a unit has a bounded number of documents."""
+    unit: list[FileChange] = []
+    documents = 0
+    for change in changes:
+        for part in change.parts(UNIT_DOCUMENTS):
+            if unit and documents + part.size > UNIT_DOCUMENTS:
+                yield unit
+                unit, documents = [], 0
+            unit.append(part)
+            documents += part.size
+    if unit:
+        yield unit

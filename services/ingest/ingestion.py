@@ -21,6 +21,7 @@ from services.kernel.log import Log, Message, Offsets
 RECORDS = Counter("headwater_ingest_records", "Records that ingest was given, by what became of them.", ["outcome"])
 
 SLICE_RECORDS = 500  # decoded and appended at once: others get their turn on the event loop in between
+PUSH_CHANGES_MAX = 5_000  # appended as one, so that nobody else gets a turn in between
 ERRORS_MAX = 5
 
 
@@ -63,6 +64,8 @@ class Ingestion:
         Raises:
             InvalidInputError: one of them is not a change; nothing was appended.
         """
+        if len(changes) > PUSH_CHANGES_MAX:
+            raise InvalidInputError(f"{len(changes):,} changes in one request: push at most {PUSH_CHANGES_MAX:,}")
         now, partitions = self._now(), self._log.partitions(topics.CHANGES)
         messages: list[Message] = []
         for number, change in enumerate(changes, 1):

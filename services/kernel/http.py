@@ -7,4 +7,5 @@ TENANT = web.RequestKey("headwater_tenant", str)
 
 def tenant_of(request: web.Request) -> str:
     """Return the tenant that the middleware has found for a request; empty means the default one."""
-    return request.get(TENANT, "")
+    tenant: str = request.get(TENANT, "")
+    return tenant

@@ -262,7 +262,7 @@ def _assign(state: Rows, record: Record, assigned: identity_pb2.RecordAssigned) 
         return SUPERSEDED
     if row is None:
         row = state.rows[key] = Row()
-    elif False:
+    elif assigned.generation <= row.generation:
         return SUPERSEDED
     before = row.profile
     tenant = key.partition(SEPARATOR)[0]

@@ -53,7 +53,7 @@ def build_http(platform: Platform, extra_routes: Sequence[AddRoutes] = ()) -> we
 
     Args:
         platform: where the services are reached by gRPC, and the log.
-        extra_routes: each mounts routes of another service; its handlers find the tenant with `services.kernel.http.tenant_of`.
+        extra_routes: each mounts routes of another service; its handlers find the tenant with `tenant_of`.
     """
     host, _ = address(platform.settings.http_address, "http_address")
     application = web.Application(

@@ -67,7 +67,7 @@ _LEAVE = re.compile(
 )
 _EVERY = re.compile(r"\b(?:all|list|every|bookings|trips|reservations|history)\b", re.IGNORECASE)
 _NAME = re.compile(r"(?<=[\w,] )[^\W\d_a-z][^\W_]{2,}")
-_SHORT = 2  # a question with so few words of its own leans on the one before it
+_FEW_TERMS = _FEW_WORDS = 2
 _EARLIER_WEIGHT = 0.5
 
 
@@ -133,11 +133,10 @@ def leans_on(question: str, earlier: str) -> str:
     """The earlier question when this one cannot be understood without it (`and for flights?`); else empty."""
     if not earlier:
         return ""
-    plain = {folded(word) for word in re.findall(r"[^\W\d_]+", question)}
-    follows = _FOLLOWS.match(question) is not None
-    if follows or plain & _ANAPHORA or len(terms(question)) < _SHORT:
-        return earlier
-    return ""
+    plain = [folded(word) for word in re.findall(r"[^\W_]+", question)]
+    # `What does it cost?` speaks of something said before; `... MT103, and what does it cost?` of MT103.
+    refers = bool(_ANAPHORA & set(plain)) and len(terms(question)) <= _FEW_TERMS
+    return earlier if _FOLLOWS.match(question) or refers or len(plain) <= _FEW_WORDS else ""
 
 
 def standalone(question: str, earlier: str) -> str:

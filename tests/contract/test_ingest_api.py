@@ -292,6 +292,23 @@ async def test_a_large_request_does_not_keep_the_others_waiting(running: Running
     assert (await large).accepted == 20_000
 
 
+# Folders ------------------------------------------------------------------------------------------------------------
+
+
+async def test_configured_folders_are_watched_and_verified(run_service: RunService, tmp_path: Path) -> None:
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    (folder / "refunds.md").write_text("# Refunds")
+    async with run_service(build, settings_tables={"ingest": {"folders": [{"path": str(folder)}]}}) as running:
+        await running.platform.log.wait_for([topics.DOCUMENTS], {}, 20.0)
+        (record,) = await records(running.platform.log, topics.DOCUMENTS)
+        assert record.key == key_of("default", "policies/refunds.md")
+        operations: Any = operations_pb2_grpc.OperationsServiceStub(running.channel)
+        verified = await operations.Verify(operations_pb2.VerifyRequest())
+        (check,) = [check for check in verified.checks if check.name == "folder policies"]
+        assert (check.ok, check.detail) == (True, "1 files, 0 never seen, 0 gone but still known")
+
+
 # PutDocument --------------------------------------------------------------------------------------------------------
 
 

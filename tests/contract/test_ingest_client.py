@@ -93,6 +93,13 @@ async def test_one_event_over_several_lines_is_understood(stub: Any, tmp_path: P
     assert (await push_file(stub, file))[:4] == (1, 1, 0, 0)
 
 
+@pytest.mark.parametrize("first", [b"[1, 2, 3]", b"[1,", b"{", b"nonsense"])
+async def test_a_bad_first_line_does_not_keep_the_others_back(stub: Any, tmp_path: Path, first: bytes) -> None:
+    file = tmp_path / "changes.jsonl"
+    file.write_bytes(first + b"\n" + native(1) + b"\n" + native(2))
+    assert (await push_file(stub, file))[:4] == (3, 2, 0, 1)
+
+
 async def test_standard_input_or_any_stream_is_read(stub: Any) -> None:
     assert (await push_file(stub, io.BytesIO(native(1) + b"\n" + native(2)))).accepted == 2
 

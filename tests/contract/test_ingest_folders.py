@@ -320,6 +320,19 @@ async def test_a_file_of_documents_is_as_many_as_it_has_lines(watched: Watched) 
     assert await watched.documents() == {}
 
 
+async def test_a_file_of_many_documents_is_published_in_parts_and_none_is_lost(watched: Watched) -> None:
+    watched.write("faq.jsonl", "".join(line(number, f"text {number}") for number in range(1_234)))
+    source = watched.source()
+    await source.reconcile()
+    assert len(await watched.documents()) == 1_234
+    await source.reconcile()
+    assert len(await watched.events()) == 1_234
+    (watched.root / "faq.jsonl").unlink()
+    await source.reconcile()
+    assert await watched.documents() == {}
+    assert (await source.check()).ok
+
+
 async def test_a_bad_line_in_a_file_of_documents_goes_to_dead_letters(watched: Watched) -> None:
     watched.write("faq.jsonl", line(1, "one") + "nonsense\n" + line(2, "two"))
     await watched.source().reconcile()

@@ -53,16 +53,13 @@ def messages_of(tenant: str, changes: Sequence[Change], assignments: Sequence[As
     found = []
     for at, c in enumerate(changes, 1):
         partitions: Iterable[int | None] = range(PARTITIONS) if c.op == "truncate" else (None,)
-        for partition in partitions:
-            found.append(
-                change(c.op, c.key, c.after, at=at, entity=c.entity, tenant=tenant, unavailable=c.unavailable,
-                       partition=partition)
-            )  # fmt: skip
+        found += [
+            change(c.op, c.key, c.after, at=at, entity=c.entity, tenant=tenant, unavailable=c.unavailable, partition=p)
+            for p in partitions
+        ]
     for generation, a in enumerate(assignments, 1):
-        identifiers = [("account", a.record)]
-        found.append(
-            assigned(a.record, a.profile, generation, tenant=tenant, identifiers=identifiers, suspect=a.suspect)
-        )
+        names = [("account", a.record)]
+        found.append(assigned(a.record, a.profile, generation, tenant=tenant, identifiers=names, suspect=a.suspect))
     return found
 
 
@@ -152,7 +149,7 @@ class World:
 
     def settle(self, size: int = 500) -> None:
         """Let all processors work until nothing is left to do."""
-        while any([self.step(group, size) for group in self.loops]):
+        while any(self.step(group, size) for group in self.loops):
             pass
 
     def documents(self, tenant: str) -> dict[str, events_pb2.Profile]:

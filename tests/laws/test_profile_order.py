@@ -1,4 +1,4 @@
-"""Order: however changes and assignments are repeated, delayed, interleaved and cut into batches, the same comes out."""
+"""Order: however changes and assignments are repeated, delayed, mixed and cut into batches, the same comes out."""
 
 from collections.abc import Iterator
 

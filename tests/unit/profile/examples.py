@@ -83,7 +83,9 @@ def delivered(messages: Sequence[Message], start: int = 0) -> list[Record]:
     ]  # fmt: skip
 
 
-def row(record: str, values: Mapping[str, Any], at: int = 0, *, suspect: bool = False, identifiers: str = "[]") -> SourceRow:
+def row(
+    record: str, values: Mapping[str, Any], at: int = 0, *, suspect: bool = False, identifiers: str = "[]"
+) -> SourceRow:
     """A current row; the record key begins with source and entity."""
     source, entity, _ = record.split("/", 2)
     return SourceRow(

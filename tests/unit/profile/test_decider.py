@@ -80,9 +80,10 @@ def test_new_identifiers_of_the_same_profile_touch_it(rows):
 
 def test_an_older_or_repeated_change_is_superseded(rows):
     rows.deliver(change("update", 1, {"a": 2}, at=2))
-    assert rows.deliver(change("insert", 1, {"a": 1}, at=1), change("update", 1, {"a": 2}, at=2)) == [
-        Outcome.SUPERSEDED
-    ] * 2
+    assert (
+        rows.deliver(change("insert", 1, {"a": 1}, at=1), change("update", 1, {"a": 2}, at=2))
+        == [Outcome.SUPERSEDED] * 2
+    )
     assert rows.body() == {"a": 2}
 
 
@@ -130,6 +131,14 @@ def test_an_older_change_that_comes_late_fills_in_what_a_newer_one_left_out(rows
     assert rows.body() == {"a": 3, "photo": "new"}
     assert rows.deliver(change("insert", 1, {"a": 1, "photo": "old"}, at=1)) == [Outcome.SUPERSEDED]
     assert rows.body() == {"a": 3, "photo": "new"}
+
+
+def test_a_value_kept_twice_is_still_as_old_as_it_is(rows):
+    rows.deliver(change("insert", 1, {"a": 1, "photo": "old"}, at=1))
+    rows.deliver(change("update", 1, {"a": 3}, at=3, unavailable=["photo"]))
+    rows.deliver(change("update", 1, {"a": 4}, at=4, unavailable=["photo"]))
+    rows.deliver(change("update", 1, {"a": 2, "photo": "new"}, at=2))
+    assert rows.body() == {"a": 4, "photo": "new"}
 
 
 def test_a_late_delete_takes_away_what_was_kept_from_before_it(rows):

@@ -9,7 +9,9 @@ from services.kernel.log import Record, key_of
 from services.profile.erasure import Erased, Erasures, decide
 
 REQUEST = events_pb2.ErasureRequested(erasure_id="e1", profile_ids=["p1"], records=["crm/customers/1"])
-RECORD = Record(topics.ERASURES, 0, 5, b"e1", REQUEST.SerializeToString(), "headwater.common.v1.ErasureRequested", "", 9)
+RECORD = Record(
+    topics.ERASURES, 0, 5, b"e1", REQUEST.SerializeToString(), "headwater.common.v1.ErasureRequested", "", 9
+)
 
 
 def test_profiles_are_published_as_gone_touched_and_the_erasure_acknowledged():

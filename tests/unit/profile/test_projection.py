@@ -107,7 +107,10 @@ def test_union_is_a_sorted_list_without_repetitions_and_takes_lists_apart():
 
 
 def test_a_declared_field_is_made_of_its_columns_only_and_takes_them():
-    rows = [row("crm/customers/1", {"full_name": "A"}, at=1), row("erp/clients/3", {"name": "X", "full_name": "Y"}, at=2)]
+    rows = [
+        row("crm/customers/1", {"full_name": "A"}, at=1),
+        row("erp/clients/3", {"name": "X", "full_name": "Y"}, at=2),
+    ]
     assert values(fold(rows, fields={"name": {**BOTH, "rule": "latest"}})) == {"name": "A", "full_name": "Y"}
 
 

@@ -1,0 +1,59 @@
+"""Settings and row templates: read, checked, and refused with the name of what is wrong."""
+
+import pytest
+
+from services.embedder.rows import NOBODY, parse
+from services.embedder.settings import Settings
+from services.kernel.errors import InvalidInputError
+
+TABLE = {"source": "s", "entity": "e", "text": "{a}"}
+
+
+def test_everything_has_a_default():
+    assert Settings.from_config({}) == Settings()
+
+
+def test_tables_are_found_by_source_and_entity():
+    settings = Settings.from_config({"tables": [TABLE], "chunk_tokens": 100})
+    assert settings.chunk_tokens == 100
+    assert settings.tables["s", "e"].columns == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        ({"colour": 1}, "colour"),
+        ({"chunk_tokens": 5}, "chunk_tokens"),
+        ({"vector_weight": 2.0}, "vector_weight"),
+        ({"document_bytes_max": "big"}, "document_bytes_max"),
+        ({"tables": "x"}, "embedder.tables"),
+        ({"tables": [TABLE, TABLE]}, "number 2"),
+        ({"tables": [{**TABLE, "text": ""}]}, "text"),
+        ({"tables": [{**TABLE, "text": "nothing"}]}, "names no column"),
+        ({"tables": [{**TABLE, "text": "{a"}]}, "brace"),
+        ({"tables": [{**TABLE, "text": "{a:>5}"}]}, "nothing else"),
+        ({"tables": [{**TABLE, "text": "{}"}]}, "nothing else"),
+        ({"tables": [{**TABLE, "live": "price"}]}, "live"),
+        ({"tables": [{**TABLE, "prices": []}]}, "prices"),
+        ({"tables": [{"source": "s", "text": "{a}"}]}, "entity"),
+    ],
+)
+def test_what_is_wrong_is_named(table, named):
+    with pytest.raises(InvalidInputError, match=named):
+        Settings.from_config(table)
+
+
+def test_values_stand_in_a_text_as_a_person_would_write_them():
+    template = parse({**TABLE, "text": "{a} {{braces}} {b} {c} {d}"}, "t")
+    assert template.text_of({"a": True, "b": None, "c": ["x", 1], "d": {"k": 1}}) == 'yes {braces}  x, 1 {"k":1}'
+
+
+def test_a_row_without_any_of_its_columns_has_no_text():
+    assert parse({**TABLE, "text": "Name: {a}"}, "t").text_of({"a": "", "b": 1}) == ""
+
+
+def test_a_row_whose_access_columns_are_empty_is_for_nobody():
+    template = parse({**TABLE, "access": ["who"]}, "t")
+    assert template.access_of({"who": ["b", "a"]}) == ("a", "b")
+    assert template.access_of({"who": None}) == (NOBODY,)
+    assert parse(TABLE, "t").access_of({}) == ()
