@@ -81,7 +81,12 @@ def changes(count: int, seed: int = 7) -> Iterator[events_pb2.Change]:
 
 
 def change(
-    source: str, entity: str, key: int, row: dict[str, object] | None, operation: int, position: int
+    source: str,
+    entity: str,
+    key: int,
+    row: dict[str, object] | None,
+    operation: events_pb2.Operation.ValueType,
+    position: int,
 ) -> events_pb2.Change:
     """Return a change."""
     event = events_pb2.Change(

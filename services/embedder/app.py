@@ -81,7 +81,9 @@ class _App:
         self._knowledge = Knowledge(database, log_, self._documents, self._index)
         self._runner = Runner(self._jobs, self._indexer.work, policy, clock=platform.clock)
         self._documents.on_work = self._runner.wake
-        self._api = EmbedderApi(log_, self._knowledge, self._searcher, self._jobs, self._runner.wake)
+        self._api = EmbedderApi(
+            log_, self._knowledge, self._searcher, self._jobs, self._runner.wake, tables=tuple(settings.tables)
+        )
 
     def service(self) -> Service:
         return Service(

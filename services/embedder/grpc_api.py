@@ -1,7 +1,7 @@
 """EmbedderService: requests in, searches and the retry state out."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from typing import Any
 
 import grpc
@@ -17,9 +17,11 @@ from services.kernel import topics
 from services.kernel.errors import DeadlineError, InvalidInputError
 from services.kernel.jobs import WAITING, JobState
 from services.kernel.log import DEFAULT_TENANT, SEPARATOR, Log, encode_token, position_of
+from services.kernel.records import record_key
 
 TOP_K, TOP_K_MAX = 10, 100
 QUERY_MAX = 10_000
+ROWS_MAX = 100
 JOBS_LIMIT, JOBS_LIMIT_MAX = 100, 1000
 AWAIT_TIMEOUT_S = 30.0
 WATCH_IDLE_S = 3600.0
@@ -32,7 +34,14 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
     """Answers from the knowledge base."""
 
     def __init__(
-        self, log: Log, knowledge: Knowledge, searcher: Searcher, jobs: SqliteJobs, wake: Callable[[], None]
+        self,
+        log: Log,
+        knowledge: Knowledge,
+        searcher: Searcher,
+        jobs: SqliteJobs,
+        wake: Callable[[], None],
+        *,
+        tables: Collection[tuple[str, str]] = (),
     ) -> None:
         """Wire the API.
 
@@ -40,9 +49,10 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
             log: the log.
             knowledge, searcher, jobs: what it answers from.
             wake: called without arguments when jobs have become pending.
+            tables: the tables, as source and entity, whose rows become documents.
         """
         self._log, self._knowledge, self._searcher, self._jobs = log, knowledge, searcher, jobs
-        self._wake = wake
+        self._wake, self._tables = wake, tables
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add this servicer to a server."""
@@ -67,6 +77,15 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
         reader = Reader(tenant, _labels(request.access), frozenset(request.sources))
         found = await self._searcher.search(request.query, reader, request.top_k or TOP_K)
         return pb.SearchResponse(hits=found.hits, freshness=freshness, missing=found.missing)
+
+    async def GetRows(self, request: pb.GetRowsRequest, context: Context) -> pb.GetRowsResponse:
+        """Find rows by their primary keys, in whichever of the tables they are."""
+        del context
+        if len(request.keys) > ROWS_MAX:
+            raise InvalidInputError(f"GetRows: {len(request.keys)} keys are named, at most {ROWS_MAX} are taken")
+        ids = [record_key(source, entity, {"": key}) for source, entity in self._tables for key in set(request.keys)]
+        reader = Reader(request.tenant or DEFAULT_TENANT, _labels(request.access))
+        return pb.GetRowsResponse(hits=await self._searcher.rows(ids, reader))
 
     async def GetDocument(self, request: pb.GetDocumentRequest, context: Context) -> pb.GetDocumentResponse:
         """Return a document's text."""

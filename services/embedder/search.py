@@ -96,6 +96,20 @@ class Searcher:
         """Return the best chunks for a query; what fails is done without, and named."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._search, query, reader, top_k)
 
+    async def rows(self, document_ids: Collection[str], reader: Reader) -> list[pb.Hit]:
+        """Return the first chunk of each of some documents that the reader may see, by document."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._first_chunks, document_ids, reader)
+
+    def _first_chunks(self, document_ids: Collection[str], reader: Reader) -> list[pb.Hit]:
+        groups = self.groups(reader)
+        chunks = self._connection.execute(
+            f"""SELECT c.id FROM knowledge_documents d JOIN knowledge_chunks c ON c.document=d.id AND c.ordinal=0
+                WHERE d.tenant=? AND d.document_id {IN}""",
+            (reader.tenant, parameter(document_ids)),
+        ).fetchall()
+        rows = self._rows([chunk for (chunk,) in chunks], groups).values()
+        return [_hit(row, Scored(row["id"], 0.0, 0.0, 0.0)) for row in sorted(rows, key=lambda row: row["document_id"])]
+
     def _search(self, query: str, reader: Reader, top_k: int) -> Found:
         groups = self.groups(reader)
         if not groups:
@@ -150,9 +164,10 @@ class Searcher:
         if not expression:
             return {}
         rows = self._connection.execute(
-            f"""SELECT c.id, -bm25(knowledge_words) AS score FROM knowledge_words
+            # Ordered by `rank` the index itself sorts, and who may see a chunk is asked only until there are enough.
+            f"""SELECT c.id, -rank FROM knowledge_words
                 JOIN knowledge_chunks c ON c.id=knowledge_words.rowid JOIN knowledge_documents d ON d.id=c.document
-                WHERE knowledge_words MATCH ? AND d.visibility {IN} ORDER BY score DESC, c.id LIMIT ?""",
+                WHERE knowledge_words MATCH ? AND d.visibility {IN} ORDER BY rank LIMIT ?""",
             (expression, parameter(groups), count),
         )
         return dict(rows.fetchall())

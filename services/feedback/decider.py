@@ -1,7 +1,8 @@
 """What an event makes of an answer: turns, ratings, classifications and erasures in, touches out. Pure.
 
 A person who was erased is remembered by name, with the time of the request, so that a turn of before that still comes
-in is refused whenever it comes. An answer that was erased is remembered by its id, and so are its ratings refused.
+in is refused whenever it comes. An answer that was erased is remembered by its id, and so is its conversation: what
+is said of either is refused from then on. The person may come back, and ask and rate anew.
 """
 
 from collections import Counter, deque
@@ -88,10 +89,13 @@ class Answers:
         sole_conversations: conversations of only the subject, by erasure id.
         askers: who asked for which answer, in which conversation, and when first: of every version of a turn.
         turns, ratings, classified: what is new, with the event that is kept of it; ratings by rater.
-        removed: answers and conversations of which nothing may stay (of conversations: nothing until then).
+        removed: answers and conversations of which nothing may stay; of conversations only what was said of them as a
+            whole.
         removed_ratings: ratings of erased raters.
         remembered: what must be remembered as erased, and until when.
-        late: answers that were refused because of an erasure of before, with the record.
+        refused: turns that were refused because of an erasure, with their record and time.
+        unlogged: what must leave the log too, and does not by the log's own part of an erasure (which knows of answers
+            that were there when the erasure came): answers, conversations as a whole, and raters up to a time.
         erasures: the erasures of the batch.
         touched: what has changed, with the time of the event.
     """
@@ -108,10 +112,11 @@ class Answers:
     turns: dict[Key, tuple[Turn, Record]] = field(default_factory=dict)
     ratings: dict[tuple[Key, str], tuple[Rating, Record]] = field(default_factory=dict)
     classified: dict[Key, tuple[Classified, Record]] = field(default_factory=dict)
-    removed: dict[Key, int] = field(default_factory=dict)
+    removed: set[Key] = field(default_factory=set)
     removed_ratings: set[tuple[Key, str]] = field(default_factory=set)
     remembered: dict[Key, int] = field(default_factory=dict)
-    late: dict[Key, tuple[Record, int]] = field(default_factory=dict)
+    refused: dict[Key, tuple[Record, int]] = field(default_factory=dict)
+    unlogged: dict[Key, int] = field(default_factory=dict)
     erasures: list[Erasure] = field(default_factory=list)
     touched: dict[Key, int] = field(default_factory=dict)
 
@@ -121,6 +126,10 @@ class Answers:
         if found is None:
             found = self.known[key] = Answer(is_conversation=key.subject.startswith("conversation:"))
         return found
+
+    def take_out_of_log(self, key: Key, until_ms: int) -> None:
+        """Remove from the log what a name stands for, up to a time."""
+        self.unlogged[key] = max(until_ms, self.unlogged.get(key, -1))
 
     def remember(self, key: Key, until_ms: int) -> None:
         """Refuse what this names, up to a time, from now on."""
@@ -172,7 +181,7 @@ def _turn(state: Answers, event: gateway_pb2.TurnCompleted, record: Record) -> D
         if turn.asked_ms > state.forgotten.get(name, -1):
             asker = Asker(name, key.subject, turn.conversation_id)
             state.askers[asker] = min(turn.asked_ms, state.askers.get(asker, turn.asked_ms))
-    if state.forgotten.get(key, -1) >= 0 or turn.asked_ms <= until_ms:
+    if key in state.forgotten or turn.asked_ms <= until_ms:
         _refuse(state, key, turn, until_ms, record)
         return SUPERSEDED
     answer = state.answer(key)
@@ -194,39 +203,44 @@ def _newest_ms(state: Answers, place: tuple[str, int], offset: int) -> int | Non
 
 def _refuse(state: Answers, key: Key, turn: Turn, until_ms: int, record: Record) -> None:
     """Leave nothing of a turn that was erased before it came in, nor of what came in before it."""
-    state.remember(key, FOR_EVER_MS)
-    state.late[key] = record, turn.asked_ms
-    _remove(state, key, FOR_EVER_MS, record)
+    state.refused[key] = record, turn.asked_ms
+    _remove(state, key, record)
+    state.take_out_of_log(key, FOR_EVER_MS)
     if turn.conversation_id and turn.asked_ms <= until_ms:
-        conversation = conversation_key(key.tenant, turn.conversation_id)
-        state.remember(conversation, until_ms)
-        _remove(state, conversation, until_ms, record)
+        _remove_conversation(state, conversation_key(key.tenant, turn.conversation_id), record)
 
 
-def _remove(state: Answers, key: Key, until_ms: int, record: Record) -> Counter[str]:
-    """Remove an answer, or the ratings of a conversation up to a time; return how many of what went."""
+def _remove(state: Answers, key: Key, record: Record) -> Counter[str]:
+    """Remove all that is known of an answer, for ever; return how many of what went."""
     answer = state.answer(key)
-    removed: Counter[str] = Counter()
-    if until_ms == FOR_EVER_MS and answer.turn is not None:
-        answer.turn = None
-        removed["turns"] += 1
-    for rater in [rater for rater, rating in answer.ratings.items() if rating.rated_ms <= until_ms]:
-        del answer.ratings[rater]
-        removed["ratings"] += 1
-    if answer.classified is not None and answer.classified.written_ms <= until_ms:
-        answer.classified = None
-        removed["classifications"] += 1
-    state.removed[key] = max(until_ms, state.removed.get(key, -1))
+    removed = Counter(
+        turns=int(answer.turn is not None),
+        ratings=len(answer.ratings),
+        classifications=int(answer.classified is not None),
+    )
+    answer.turn, answer.classified = None, None
+    answer.ratings.clear()
+    state.remember(key, FOR_EVER_MS)
+    state.removed.add(key)
     state.touched[key] = record.timestamp_ms
     return removed
+
+
+def _remove_conversation(state: Answers, key: Key, record: Record) -> Counter[str]:
+    """Remove what was said of a conversation as a whole, in which an erased person took part."""
+    state.take_out_of_log(key, FOR_EVER_MS)
+    return _remove(state, key, record)
 
 
 def _rating(state: Answers, event: events_pb2.AnswerRated, record: Record) -> Decision:
     key = key_of_event(event)
     rating = rating_of(event, record)
-    names = [key, *names_of_rater(key.tenant, event.rater)]
-    if any(rating.rated_ms <= state.forgotten.get(name, -1) for name in names):
-        return SUPERSEDED
+    for name in [key, *names_of_rater(key.tenant, event.rater)]:
+        until_ms = state.forgotten.get(name, -1)
+        if rating.rated_ms <= until_ms:
+            place = key if name == key else Key(key.tenant, f"rater:{event.rater}")
+            state.take_out_of_log(place, until_ms)
+            return SUPERSEDED
     answer = state.answer(key)
     known = answer.ratings.get(event.rater)
     if known is not None and (rating.rated_ms, rating.digest) <= (known.rated_ms, known.digest):
@@ -240,7 +254,8 @@ def _rating(state: Answers, event: events_pb2.AnswerRated, record: Record) -> De
 def _classification(state: Answers, event: events_pb2.TurnClassified, record: Record) -> Decision:
     key = key_of_event(event)
     classified = classified_of(event, record)
-    if classified.written_ms <= state.forgotten.get(key, -1):
+    if key in state.forgotten:
+        state.take_out_of_log(key, FOR_EVER_MS)
         return SUPERSEDED
     answer = state.answer(key)
     if answer.classified is not None and classified.order <= answer.classified.order:
@@ -260,24 +275,23 @@ def _erasure(state: Answers, event: common_pb2.ErasureRequested, record: Record)
     answers = []
     for thing in state.subjects.get(event.erasure_id, ()):
         if thing.rater:
-            removed["ratings"] += _remove_rating(state, thing, record)
+            removed["ratings"] += _remove_rating(state, thing, until_ms, record)
             continue
         answers.append(
             thing.key.subject.removeprefix("answer:")
         )  # as often as it was asked for, by one name or another
-        state.remember(thing.key, FOR_EVER_MS)
-        removed.update(_remove(state, thing.key, FOR_EVER_MS, record))
+        removed.update(_remove(state, thing.key, record))
         if thing.conversation_id:
             conversation = conversation_key(event.tenant, thing.conversation_id)
-            state.remember(conversation, until_ms)
-            removed.update(_remove(state, conversation, until_ms, record))
+            removed.update(_remove_conversation(state, conversation, record))
     related = [*answers, *state.sole_conversations.get(event.erasure_id, ())]
     state.erasures.append(Erasure(event, until_ms, names, list(dict.fromkeys(related)), removed))
     return APPLIED
 
 
-def _remove_rating(state: Answers, thing: Found, record: Record) -> int:
+def _remove_rating(state: Answers, thing: Found, until_ms: int, record: Record) -> int:
     """Remove what an erased person said of somebody else's answer."""
+    state.take_out_of_log(Key(thing.key.tenant, f"rater:{thing.rater}"), until_ms)
     state.removed_ratings.add((thing.key, thing.rater))
     state.touched[thing.key] = record.timestamp_ms
     return int(state.answer(thing.key).ratings.pop(thing.rater, None) is not None)

@@ -5,17 +5,19 @@ takes longer and touches files, so it is background work; it goes on where it wa
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import orjson
 import structlog
 
 from headwater.common.v1 import events_pb2
-from services.feedback.answers import names_of_erasure
+from headwater.feedback.v1 import events_pb2 as feedback_pb2
+from services.feedback.answers import Key, event_of, key_of_event, milliseconds, names_of_erasure
 from services.feedback.classifier import Models
 from services.feedback.exporter import Exporter
 from services.kernel import topics
 from services.kernel.erasure import KEPT, acknowledgement, field_bytes
+from services.kernel.errors import InvalidInputError
 from services.kernel.log import DEFAULT_TENANT, SEPARATOR, Record, position_of
 from services.kernel.service import Platform
 from services.kernel.sqlite_retention import Retention
@@ -52,7 +54,7 @@ class Eraser:
                 await self._finish(
                     events_pb2.ErasureRequested.FromString(request), orjson.loads(removed), orjson.loads(related)
                 )
-            await self._forget_late()
+            await self._forget_in_log()
             await self._woken.wait()
 
     async def _finish(
@@ -66,6 +68,7 @@ class Eraser:
         if any(removed.values()):
             await self._models.forget(tenant)
             removed["export_files"] = await self._exporter.renew(tenant)
+        await self._forget_in_log()
         remaining = self._remaining(request, related)
         remaining["export_files"] = await self._exporter.holding(tenant, related)
         answer = events_pb2.ErasureDone(
@@ -96,20 +99,49 @@ class Eraser:
             ).fetchone()[0]
         return counts
 
-    async def _forget_late(self) -> None:
-        """Take out of the log what came in after the log had done its own part of an erasure."""
-        rows = self._database.reader.execute("SELECT tenant, subject FROM feedback_late").fetchall()
+    async def _forget_in_log(self) -> None:
+        """Take out of the log what its own part of an erasure does not know of, such as a turn that came in later."""
+        rows = self._database.reader.execute("SELECT tenant, subject, until_ms FROM feedback_unlogged").fetchall()
         if not rows:
             return
-        late = {(tenant, subject.removeprefix("answer:")) for tenant, subject in rows}
-        removed = await self._retention.erase(lambda record: _is_about(record, late), KEPT)
+        erased = Erased({Key(tenant, subject): until_ms for tenant, subject, until_ms in rows})
+        removed = await self._retention.erase(erased.holds, KEPT)
         async with self._database.transaction() as unit:
-            unit.executemany("DELETE FROM feedback_late WHERE tenant=? AND subject=?", rows)
-        await self._database.scrub()
-        log.info("feedback.late_turns_erased", answers=len(late), removed=removed)
+            unit.executemany("DELETE FROM feedback_unlogged WHERE tenant=? AND subject=? AND until_ms=?", rows)
+        if removed:
+            await self._database.scrub()
+        log.info("feedback.forgotten_in_log", things=len(rows), removed=removed)
 
 
-def _is_about(record: Record, answers: Collection[tuple[str, str]]) -> bool:
-    tenant, *parts = (record.key or b"").decode(errors="replace").split(SEPARATOR)
-    value = record.value or b""
-    return any(tenant == owner and (name in parts or field_bytes(name) in value) for owner, name in answers)
+class Erased:
+    """Names of what was erased, and until when: `answer:<id>`, `conversation:<id>` and `rater:<name>` of tenants."""
+
+    def __init__(self, until_ms: Mapping[Key, int]) -> None:
+        """Of a conversation and of a rater, only ratings (and their classifications) are meant."""
+        self._until_ms = until_ms
+        self._answers = [
+            (key.tenant, answer, field_bytes(answer))
+            for key in until_ms
+            if (answer := key.subject.removeprefix("answer:")) != key.subject
+        ]
+
+    def holds(self, record: Record) -> bool:
+        """Tell whether a record is about something of it, or holds it."""
+        tenant, *parts = (record.key or b"").decode(errors="replace").split(SEPARATOR)
+        value = record.value or b""
+        if any(tenant == owner and (name in parts or raw in value) for owner, name, raw in self._answers):
+            return True
+        if record.topic not in (topics.RATINGS, topics.CLASSIFIED):
+            return False
+        try:
+            event = event_of(record)
+            if isinstance(event, feedback_pb2.AnswerRated):
+                at_ms, names = milliseconds(event.rated_at, record.timestamp_ms), {f"rater:{event.rater}"}
+            elif isinstance(event, feedback_pb2.TurnClassified):
+                at_ms, names = milliseconds(event.written_at, record.timestamp_ms), set[str]()
+            else:
+                return False
+            key = key_of_event(event)
+        except InvalidInputError:
+            return False  # it has no name that could be erased
+        return any(at_ms <= self._until_ms.get(Key(key.tenant, name), -1) for name in {key.subject, *names})

@@ -25,7 +25,6 @@ from services.feedback.answers import (
     rating_of,
     turn_of,
 )
-from services.feedback.decider import FOR_EVER_MS
 from services.feedback.kpis import Computed, compute, observation_of
 from services.feedback.projection import name_of
 from services.feedback.settings import Settings
@@ -111,30 +110,19 @@ class Recomputation:
         }
 
     def _without_the_erased(self) -> Mapping[Key, Answer]:
-        gone: dict[Key, int] = {}
+        gone: set[Key] = set()
         for (key, name, conversation_id), asked_ms in self._askers.items():
-            until_ms = self._erased.get(name, -1)
-            if asked_ms <= until_ms:
-                gone[key] = FOR_EVER_MS
-                conversation = conversation_key(key.tenant, conversation_id)
-                gone[conversation] = max(until_ms, gone.get(conversation, -1))
-        return {key: self._remainder(key, answer, gone.get(key, -1)) for key, answer in self._known.items()}
+            if asked_ms <= self._erased.get(name, -1):
+                gone.update((key, conversation_key(key.tenant, conversation_id)))
+        return {key: self._without_erased_raters(key, a) for key, a in self._known.items() if key not in gone}
 
-    def _until(self, names: Iterable[Key]) -> int:
-        return max((self._erased.get(name, -1) for name in names), default=-1)
-
-    def _remainder(self, key: Key, answer: Answer, until_ms: int) -> Answer:
-        """What an erasure leaves of an answer, or of the ratings of a conversation up to a time."""
-        return Answer(
-            is_conversation=answer.is_conversation,
-            turn=None if answer.turn is not None and answer.turn.asked_ms <= until_ms else answer.turn,
-            ratings={
-                rater: rating
-                for rater, rating in answer.ratings.items()
-                if rating.rated_ms > max(until_ms, self._until(names_of_rater(key.tenant, rater)))
-            },
-            classified=answer.classified if answer.classified and answer.classified.written_ms > until_ms else None,
-        )
+    def _without_erased_raters(self, key: Key, answer: Answer) -> Answer:
+        ratings = {
+            rater: rating
+            for rater, rating in answer.ratings.items()
+            if not any(rating.rated_ms <= self._erased.get(name, -1) for name in names_of_rater(key.tenant, rater))
+        }
+        return Answer(answer.is_conversation, answer.turn, ratings, answer.classified)
 
 
 async def recomputed(

@@ -24,7 +24,7 @@ from services.feedback.answers import (
     names_of_rater,
     names_of_turn,
 )
-from services.feedback.decider import FOR_EVER_MS, Answers, Found
+from services.feedback.decider import Answers, Found
 from services.feedback.sqlite_jobs import SqliteJobs
 from services.kernel import topics
 from services.kernel.errors import InvalidInputError
@@ -57,18 +57,19 @@ SCHEMA = (
     """CREATE TABLE feedback_newest (
          tenant TEXT, partition INTEGER, newest_ms INTEGER NOT NULL, "offset" INTEGER NOT NULL,
          PRIMARY KEY (tenant, partition)) WITHOUT ROWID""",
+    # What is below is not made again by a replay: it tells of what the log holds no more, and of work under way.
     """CREATE TABLE feedback_forgotten (
          tenant TEXT, name TEXT, until_ms INTEGER NOT NULL, PRIMARY KEY (tenant, name)) WITHOUT ROWID""",
-    # What is below tells of work that is under way, and is not made again by a replay.
     """CREATE TABLE feedback_erased_turns (
          tenant TEXT, partition INTEGER, "offset" INTEGER, asked_ms INTEGER NOT NULL,
          PRIMARY KEY (tenant, partition, "offset")) WITHOUT ROWID""",
-    """CREATE TABLE feedback_late (tenant TEXT, subject TEXT, PRIMARY KEY (tenant, subject)) WITHOUT ROWID""",
+    """CREATE TABLE feedback_unlogged (
+         tenant TEXT, subject TEXT, until_ms INTEGER NOT NULL, PRIMARY KEY (tenant, subject)) WITHOUT ROWID""",
     """CREATE TABLE feedback_erasures (
          erasure_id TEXT PRIMARY KEY, request BLOB NOT NULL, removed TEXT NOT NULL, related TEXT NOT NULL,
          done INTEGER NOT NULL)""",
 )
-_REBUILT = ("turns", "askers", "ratings", "classified", "newest", "forgotten")
+_REBUILT = ("turns", "askers", "ratings", "classified", "newest")
 _TURN = ", ".join(Turn._fields)
 _BY_KEY = "FROM json_each(?) AS k CROSS JOIN {0} AS t ON t.tenant=k.value->>0 AND t.subject=k.value->>1"
 
@@ -213,7 +214,7 @@ class SqliteAnswers:
                 for e in state.erasures
             ],
         )
-        if state.erasures or state.late:
+        if state.erasures or state.unlogged:
             unit.on_commit.append(self.on_erased)
         if self._jobs is not None:
             self._jobs.want({key: state.known[key].words for key in state.touched}, state.removed)
@@ -229,24 +230,26 @@ class SqliteAnswers:
             "DELETE FROM feedback_askers WHERE tenant=? AND name=? AND asked_ms<=?",
             [(*name, erasure.until_ms) for erasure in state.erasures for name in erasure.names],
         )
-        unit.executemany("INSERT OR IGNORE INTO feedback_late VALUES (?, ?)", [(*key,) for key in state.late])
+        unit.executemany(
+            "INSERT INTO feedback_unlogged VALUES (?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET until_ms=max(until_ms, excluded.until_ms)",
+            [(*key, until_ms) for key, until_ms in state.unlogged.items()],
+        )
         unit.executemany(
             "INSERT OR IGNORE INTO feedback_erased_turns VALUES (?, ?, ?, ?)",
-            [(key.tenant, record.partition, record.offset, ms) for key, (record, ms) in state.late.items()],
+            [(key.tenant, record.partition, record.offset, ms) for key, (record, ms) in state.refused.items()],
         )
-        gone = [(*key, until_ms) for key, until_ms in state.removed.items()]
-        answers = [(*key,) for key, until_ms in state.removed.items() if until_ms == FOR_EVER_MS]
+        gone = [(*key,) for key in state.removed]
         raters = [(*key, rater) for key, rater in state.removed_ratings]
         where = "WHERE tenant=? AND subject=?"
         unit.executemany(
             "INSERT OR IGNORE INTO feedback_erased_turns "
             f'SELECT tenant, partition, "offset", asked_ms FROM feedback_turns {where}',
-            answers,
+            gone,
         )
-        unit.executemany(f"DELETE FROM feedback_turns {where}", answers)
-        unit.executemany(f"DELETE FROM feedback_ratings {where} AND rated_ms<=?", gone)
+        for table in ("turns", "ratings", "classified"):
+            unit.executemany(f"DELETE FROM feedback_{table} {where}", gone)
         unit.executemany(f"DELETE FROM feedback_ratings {where} AND rater=?", raters)
-        unit.executemany(f"DELETE FROM feedback_classified {where} AND written_ms<=?", gone)
 
     # The read model ---------------------------------------------------------------------------------------------
 

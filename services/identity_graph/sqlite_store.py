@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import orjson
 
 from services.identity_graph.clustering import Outcome
-from services.identity_graph.model import Crowd, Erased, Key, Link, Node, Row, Scope, WorkingSet, birth_id
+from services.identity_graph.model import Crowd, Erased, Key, Link, Node, Row, Scope, WorkingSet, birth_id, buried
 from services.identity_graph.ports import LINK_SEPARATOR, StoredNode, StoredRow
 from services.kernel.hashing import state_hash
 from services.kernel.sqlite import Database
@@ -184,9 +184,42 @@ class SqliteGraph:
             [(state.generation, "generation"), (state.next_id - 1, "node")],
         )
 
+    async def forget(self, keys: Collection[Key], fences: Mapping[str, Erased]) -> None:
+        """Remove what is left of records that are out of the graph, and keep the fences, by birth id."""
+        run = self._connection.executemany
+        run(
+            "DELETE FROM identity_buried WHERE (digest, record) IN (SELECT d.value, r.id FROM identity_records r, "
+            "json_each(r.buried) d WHERE r.key=?)",
+            [(key,) for key in keys],
+        )
+        run("DELETE FROM identity_records WHERE key=?", [(key,) for key in keys])
+        run(
+            "INSERT INTO identity_erased VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET place=max(place, excluded.place), "
+            "position=excluded.position",
+            [(birth, *fence) for birth, fence in fences.items()],
+        )
+
+    async def remains(self, rows: Collection[Row], nodes: Collection[Node]) -> dict[str, int]:
+        """Search for what is left of records and nodes that are gone; return how much there is, by kind."""
+        keys, ids = _json(row.key for row in rows), _json(row.id for row in rows)
+        node_ids = _json(node.id for node in nodes)
+        links = _json({link for node in nodes for link in node.content.links})
+        digests = _json({buried(link) for node in nodes for link in node.content.links})
+        among = "IN (SELECT value FROM json_each(?))"
+        searches = {
+            "records": (f"identity_records WHERE key {among}", keys),
+            "contents": (f"identity_nodes WHERE id {among}", node_ids),
+            "identifiers": (f"identity_links WHERE link {among} AND node {among}", links + node_ids),
+            "former records": (f"identity_buried WHERE digest {among} AND record {among}", digests + ids),
+        }
+        return {
+            name: self._connection.execute(f"SELECT count(*) FROM {where}", parameters).fetchone()[0]
+            for name, (where, parameters) in searches.items()
+        }
+
     async def reset(self) -> None:
-        """Forget everything but the numbers that must go on growing, within the open unit of work."""
-        for table in ("records", "nodes", "links", "crowds", "truncations", "buried", "erased"):
+        """Forget everything but the fences of erasures and the numbers that must go on growing, in the open unit."""
+        for table in ("records", "nodes", "links", "crowds", "truncations", "buried"):
             self._connection.execute(f"DELETE FROM identity_{table}")
 
     async def seed(self, rows: Iterable[tuple[Key, int | None, int]]) -> None:

@@ -173,6 +173,8 @@ class Database:
                 callback()
             if cancelled:
                 raise asyncio.CancelledError
+            # One unit at most in a round of the loop: queries are served between any two, however many processors work.
+            await asyncio.sleep(0)
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:

@@ -5,14 +5,12 @@ from services.kernel import topics
 from services.kernel.processor import Processor
 from services.kernel.service import Platform, ReadModel, Service
 from services.profile import decider, documents, erasure
-from services.profile.grpc_api import FOLD_GROUP, ROWS_GROUP, ProfileApi
+from services.profile.grpc_api import ProfileApi
 from services.profile.policy import Policy
-from services.profile.ports import ProfileStores
+from services.profile.ports import ERASURE_GROUP, FOLD_GROUP, ROWS_GROUP, ProfileStores
 from services.profile.projection import Projection
 from services.profile.settings import Settings
 from services.profile.sqlite_store import SqliteStores
-
-ERASURE_GROUP = "profile-erasure"
 
 
 def build(platform: Platform) -> Service:

@@ -43,17 +43,13 @@ class Published(NamedTuple):
     digest: str
 
 
-class FoldFailedError(Exception):
-    """The fold of a profile's rows failed."""
-
-
 @dataclass(slots=True)
 class Documents:
     """The working set of a batch; profiles are named by their topic keys, as text.
 
     Attributes:
         stored: the documents as they are.
-        folded: what the rows make of the touched profiles: a document, nothing, or a failure.
+        folded: the documents that the rows of the touched profiles make; none for those without rows.
         published: during a rebuild, what had been published.
         touched_end: the end of the batch's partition of `profile.touched` before the rows were read.
         done: profiles that this batch has dealt with.
@@ -61,7 +57,7 @@ class Documents:
     """
 
     stored: dict[str, Stored] = field(default_factory=dict)
-    folded: dict[str, Folded | FoldFailedError] = field(default_factory=dict)
+    folded: dict[str, Folded] = field(default_factory=dict)
     published: dict[str, Published] = field(default_factory=dict)
     touched_end: int = 0
     done: set[str] = field(default_factory=set)
@@ -75,10 +71,8 @@ def decide(state: Documents, record: Record) -> Decision:
     stored = state.stored.get(key)
     if key in state.done or (stored is not None and record.offset < stored.folded_to):
         return SUPERSEDED
-    folded = state.folded.get(key)
-    if isinstance(folded, FoldFailedError):
-        raise folded
     state.done.add(key)
+    folded = state.folded.get(key)
     if folded is None:
         if stored is None:
             return SUPERSEDED

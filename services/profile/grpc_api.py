@@ -16,9 +16,8 @@ from services.kernel.errors import DeadlineError, InvalidInputError, NotFoundErr
 from services.kernel.log import DEFAULT_TENANT, SEPARATOR, Log, Record, encode_token, position_of
 from services.kernel.service import Peers
 from services.profile.policy import Policy
-from services.profile.ports import ProfileStores
+from services.profile.ports import FOLD_GROUP, ROWS_GROUP, ProfileStores
 
-ROWS_GROUP, FOLD_GROUP = "profile-rows", "profile-fold"
 # Identity resolution owns identifiers, but a profile can be read without it: it is not waited for long.
 RESOLVE_TIMEOUT_S = 0.5
 AWAIT_TIMEOUT_S = 30.0

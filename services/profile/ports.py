@@ -7,10 +7,12 @@ from typing import Protocol
 from headwater.common.v1 import common_pb2
 from services.kernel.log import Record
 from services.kernel.processor import Store
-from services.profile.decider import Rows
 from services.profile.documents import Documents, Stored
 from services.profile.erasure import Erasures
 from services.profile.projection import Folded, SourceRow
+from services.profile.rows import Rows
+
+ROWS_GROUP, FOLD_GROUP, ERASURE_GROUP = "profile-rows", "profile-fold", "profile-erasure"
 
 Fold = Callable[[str, str, Iterable[SourceRow]], Folded | None]
 """Tenant, profile id and rows in, document out: `Projection.fold`."""

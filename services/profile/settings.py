@@ -59,7 +59,7 @@ class Settings:
     exclude: tuple[str, ...] = EXCLUDED_BY_DEFAULT
     consent: Mapping[str, str] = field(default_factory=dict)
     policies: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    records_max: int = 500
+    records_max: int = 200
 
     @classmethod
     def from_config(cls, table: Mapping[str, Any]) -> "Settings":

@@ -12,7 +12,7 @@ import orjson
 
 from services.kernel.log import SEPARATOR, Log, Progress, Record
 from services.kernel.sqlite import Database
-from services.profile.documents import Documents, FoldFailedError, Published, Stored
+from services.profile.documents import Documents, Published, Stored
 from services.profile.ports import Fold
 from services.profile.projection import SourceRow
 from services.profile.sqlite_rows import texts
@@ -64,13 +64,9 @@ class SqliteDocuments:
         for key, group in itertools.groupby(map(SourceRow._make, rows), key=attrgetter("profile")):
             tenant, _, profile_id = key.partition(SEPARATOR)
             found = list(group)
-            try:
-                folded = self._fold(tenant, profile_id, found)
-            except Exception as error:  # noqa: BLE001 - it is this profile's fault, no outage: decide raises it
-                state.folded[key] = FoldFailedError(f"{profile_id}: {error!r}")
-            else:
-                if folded is not None:
-                    state.folded[key] = folded
+            folded = self._fold(tenant, profile_id, found)
+            if folded is not None:
+                state.folded[key] = folded
             turn += len(found)
             if turn >= _ROWS_PER_TURN:
                 turn = 0

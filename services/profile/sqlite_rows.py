@@ -16,7 +16,7 @@ from services.kernel.freshness import FreshnessTable
 from services.kernel.log import SEPARATOR, Progress, Record
 from services.kernel.records import record_key
 from services.kernel.sqlite import Database
-from services.profile.decider import Entity, Row, Rows, events_of, truncations
+from services.profile.rows import Entity, Row, Rows, events_of, truncations
 
 _ROW = (
     "key, source, entity, partition, position, occurred_us, {body}, known_at, profile, generation, identifiers, suspect"

@@ -13,13 +13,12 @@ from services.kernel.log import SEPARATOR, Message, Record, key_of
 from services.kernel.service import Platform
 from services.kernel.sqlite import Transaction
 from services.profile.documents import PROFILE_TYPE, Stored, digest, with_version
-from services.profile.ports import Fold
+from services.profile.ports import FOLD_GROUP, ROWS_GROUP, Fold
 from services.profile.sqlite_documents import SqliteDocuments, identifier_key
 from services.profile.sqlite_erasure import SqliteErasures
 from services.profile.sqlite_rows import SqliteRows, texts
 
 COMPONENT = "profile"
-ROWS_GROUP, FOLD_GROUP, ERASURE_GROUP = "profile-rows", "profile-fold", "profile-erasure"
 READ_BY = {ROWS_GROUP: (topics.CHANGES, topics.ASSIGNMENTS), FOLD_GROUP: (topics.TOUCHED,)}
 
 SCHEMA = (
@@ -88,7 +87,7 @@ class SqliteStores:
         self._freshness = FreshnessTable(self._database, COMPONENT)
         self.rows = SqliteRows(self._database, self._freshness)
         self.documents = SqliteDocuments(self._log, self._database, fold)
-        self.erasures = SqliteErasures(self._database, platform.clock)
+        self.erasures = SqliteErasures(self._log, self._database, platform.clock)
         self.reader = SqliteReader(self._database.reader)
 
     def freshness(self, tenant: str) -> common_pb2.StoreFreshness:

@@ -28,7 +28,8 @@ from services.rag_gateway.words import estimate_tokens
 QUESTION_MAX = 8_000  # characters
 NAME_MAX = 500
 _TURNS = 6
-_RELATED_MAX = 6
+_RELATED_MAX = 6  # rows that the asker's own rows refer to
+_RELATED_SCORE = 0.3  # what they are worth in the choice of parts
 
 ANSWER_SECONDS = Histogram(
     "headwater_answer_seconds",
@@ -171,17 +172,18 @@ class Gateway:
             return
         found = {hit.document_id.rpartition("/")[2] for hit in gathered.hits}
         own = {record.record.rpartition("/")[2] for record in profile.records}
-        keys = [
+        newest = sorted(profile.records, key=lambda record: (-record.occurred_at.ToMilliseconds(), record.record))
+        referred = dict.fromkeys(
             row.shown
-            for record in profile.records
+            for record in newest
             for row in fields_of(decoded(record.row_json))
-            if row.name.endswith(" id") and row.shown not in own
-        ]
-        keys = [key for key in dict.fromkeys(keys) if key not in found][:_RELATED_MAX]
-        if keys:
-            known = {(hit.document_id, hit.ordinal) for hit in gathered.hits}
-            related = await self._peers.related(question, keys)
-            gathered.hits.extend(hit for hit in related if (hit.document_id, hit.ordinal) not in known)
+            if row.name.endswith(" id") and row.shown not in own | found
+        )
+        if referred:
+            related = await self._peers.related(question, list(referred)[:_RELATED_MAX])
+            for hit in related:
+                hit.score = _RELATED_SCORE
+            gathered.hits.extend(related)
 
     # Answering --------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from headwater.embedder.v1 import service_pb2 as embedder_pb2
 from headwater.profile.v1 import events_pb2 as profile_pb2
 from headwater.rag_gateway.v1 import events_pb2
-from services.rag_gateway.fields import Field, decoded, decoded_value, fields_of, readable
+from services.rag_gateway.fields import Field, decoded, decoded_value, fields_of, readable, singular
 from services.rag_gateway.prompt import part_tokens, turn_text
 from services.rag_gateway.words import terms
 
@@ -99,8 +99,8 @@ def profile_fields(profile: profile_pb2.Profile) -> list[Field]:
 
 
 def row_title(record: profile_pb2.ProfileRecord) -> str:
-    """What a row is called: its entity and the last part of its key."""
-    return f"{readable(record.entity)} {record.record.rpartition('/')[2]}".strip()
+    """What a row is called: one of its entity, and the last part of its key: `booking MB-70401`."""
+    return f"{singular(readable(record.entity))} {record.record.rpartition('/')[2]}".strip()
 
 
 def live_line(hit: embedder_pb2.Hit) -> str:

@@ -16,6 +16,7 @@ from services.rag_gateway.context import Ingredients
 from services.rag_gateway.fields import MONTHS, Kind
 from services.rag_gateway.prompt import NO_ANSWER
 from services.rag_gateway.question import Asked, analyse, kin, leans_on
+from services.rag_gateway.ranges import counted, is_number, ranges
 from services.rag_gateway.statements import Statement, statements
 from services.rag_gateway.words import term_of
 
@@ -30,72 +31,17 @@ _KIN = 0.85
 _STATEMENTS_MAX = 3
 _LIST_MAX = 5
 _OWN, _OWN_WHEN_ASKING_LEAVE, _WANTED, _UNWANTED, _NEAR, _RANKED = 0.4, 0.05, 0.12, 0.06, 0.25, 0.05
-_PAST, _CLOSED, _OUT_OF_RANGE = 0.2, 0.12, 0.35
+_PAST, _CLOSED, _OUT_OF_RANGE, _NAMELESS = 0.2, 0.12, 0.35, 0.15
+_SAID = 0.7  # a term that counts more than this is said, and not only somewhere near
 # Words that are in many questions and say little of what is asked.
-FAINT = frozenset(
-    term_of(word)
-    for word in [
-        "happen",
-        "ask",
-        "say",
-        "mean",
-        "work",
-        "find",
-        "use",
-        "make",
-        "take",
-        "bring",
-        "carry",
-        "see",
-        "show",
-        "keep",
-        "come",
-        "possible",
-        "there",
-        "currently",
-        "now",
-        "today",
-        "moment",
-        "current",
-        "company",
-        "people",
-        "person",
-        "thing",
-        "way",
-        "kind",
-        "information",
-        "detail",
-        "details",
-        "exactly",
-        "maximum",
-        "minimum",
-        "limit",
-        "max",
-        "min",
-        "limited",
-        "usual",
-        "usually",
-        "normally",
-        "take",
-        "takes",
-        "happens",
-        "sort",
-        "type",
-        "order",
-    ]
-)
-_LEAVE = re.compile(
-    r"\b(?:can|may|could|should|must|am) (?:i|we)\b|\bdo (?:i|we) (?:need|have|get|pay)\b", re.IGNORECASE
-)
+_FAINT_WORDS = """
+    happen happens ask say mean work find use make take takes bring carry see show keep come possible there
+    currently now today moment current company people person thing way kind information detail details
+    exactly maximum minimum limit max min limited usual usually normally include includes included sort type
+    order time date long soon
+"""
 _FAINT = 0.3
-_MONTHS = frozenset(term_of(month) for month in MONTHS)
 _CLOSED_ASKED = re.compile(r"\b(?:cancelled|canceled|completed|past|history|all|every)\b", re.IGNORECASE)
-_RANGE = re.compile(
-    r"(?P<low>\d+(?:\.\d+)?) ?(?:to|-|\u2013|and) ?(?P<high>\d+(?:\.\d+)?)"
-    r"|(?P<least>\d+(?:\.\d+)?)(?: \w+)? or more|(?:at least|from|over|above) (?P<from>\d+(?:\.\d+)?)"
-    r"|(?:up to|at most|no more than|less than|under|below|within) (?P<most>\d+(?:\.\d+)?)",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +103,8 @@ class _Weighing:
     def __init__(self, question: str, asked: Asked, found: Sequence[Statement], today: str) -> None:
         self._asked = asked
         self._today = today
-        self._has_own = any(statement.own for statement in found)
         self._closed_asked = _CLOSED_ASKED.search(question) is not None
-        self._numbers = [float(term) for term in asked.weights if _is_number(term)]
+        self._numbers = counted(question)
         self._weights = {term: weight * _rarity(term, asked, found) for term, weight in asked.weights.items()}
         self._weights = {term: weight * _rarity(term, asked, found) for term, weight in asked.weights.items()}
         self._total = sum(self._weights.values()) or 1.0
@@ -194,7 +139,11 @@ class _Weighing:
         if statement.own:
             return self._asked.own or bool(self._asked.codes)
         # What somebody has cannot be told from the rules for everyone, unless the question says more than one word.
-        return not self._asked.possessive or self._has_own or len(self._weights) > 1
+        return (
+            not self._asked.possessive
+            or self._asked.leave
+            or sum(weight > _FAINT for weight in self._weights.values()) > 1
+        )
 
     def _support(self, statement: Statement) -> float:
         support = self._coverage(statement) + _NEAR * statement.semantic + _RANKED * statement.score
@@ -206,8 +155,10 @@ class _Weighing:
             support -= _PAST
         if statement.closed and not self._closed_asked:
             support -= _CLOSED
-        if self._numbers and _ranges(statement.quote) and not self._in_range(statement):
+        if self._out_of_range(statement):
             support -= _OUT_OF_RANGE
+        if self._namable and not all(self._covered(name, statement) > _SAID for name in self._namable):
+            support -= _NAMELESS
         return support
 
     def _coverage(self, statement: Statement) -> float:
@@ -215,12 +166,26 @@ class _Weighing:
 
     def _covered(self, term: str, statement: Statement) -> float:
         exact = statement.terms.get(term, 0.0)
-        if exact < 1.0 and _is_number(term) and self._in_range(statement):
+        if exact < 1.0 and is_number(term) and self._in_range(statement):
             return 1.0
         return max(exact, *(_KIN * statement.terms.get(other, 0.0) for other in kin(term)))
 
     def _in_range(self, statement: Statement) -> bool:
-        return any(low <= number <= high for low, high in _ranges(statement.quote) for number in self._numbers)
+        return any(span.holds(number, unit) for span in ranges(statement.quote) for number, unit in self._numbers)
+
+    def _out_of_range(self, statement: Statement) -> bool:
+        """Whether it has ranges of what the question counts, and the question's number is in none of them."""
+        spans = ranges(statement.quote)
+        return any(span.counts(unit) for span in spans for _, unit in self._numbers) and not self._in_range(statement)
+
+    @cached_property
+    def _namable(self) -> list[str]:
+        """The names of the question that the context knows: who has one should be told by it."""
+        return [
+            name
+            for name in self._asked.names
+            if name in self._weights and any(self._covered(name, statement) > _SAID for statement in self._eligible)
+        ]
 
     def _with_alike(self, support: float, best: Statement) -> list[Statement]:
         """The best statement, with those of its group that answer as well; or the one of them that was asked for."""
@@ -244,31 +209,22 @@ class _Weighing:
         return gain / self._total >= _GAIN and self._answers(self._support(statement), statement)
 
 
+@lru_cache(maxsize=1)
+def _faint() -> frozenset[str]:
+    return frozenset(map(term_of, _FAINT_WORDS.split()))
+
+
+@lru_cache(maxsize=1)
+def _months() -> frozenset[str]:
+    return frozenset(map(term_of, MONTHS))
+
+
 def _rarity(term: str, asked: Asked, found: Sequence[Statement]) -> float:
     """How much a term tells: little when half the context has it, much when nearly nothing has."""
-    if term in FAINT:
+    if term in _faint():
         return _FAINT
     having = sum(any(s.terms.get(other, 0.0) > 0.5 for other in kin(term)) for s in found)
-    if having == 0 and (_is_number(term) or term in _MONTHS):
+    if having == 0 and (is_number(term) or term in _months()):
         return _FAINT  # a date of the asker's own, as in `can I swim there in July`
     rarity = math.log(1.0 + len(found) / max(1, having))
     return rarity * 1.5 if term in asked.codes or term in asked.names else rarity
-
-
-def _is_number(term: str) -> bool:
-    return term.replace(".", "", 1).isdecimal()
-
-
-@lru_cache(maxsize=2_000)
-def _ranges(words: str) -> tuple[tuple[float, float], ...]:
-    """The ranges of numbers in some words: `7 to 13 days`, `30 days or more`, `less than 2`."""
-    found = []
-    for match in _RANGE.finditer(words):
-        if match["low"]:
-            found.append((float(match["low"]), float(match["high"])))
-        elif match["most"]:
-            below = match[0].lower().startswith(("less", "under", "below"))
-            found.append((0.0, float(match["most"]) - (1e-9 if below else 0.0)))
-        else:
-            found.append((float(match["least"] or match["from"]), math.inf))
-    return tuple(found)

@@ -85,6 +85,15 @@ def readable(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).replace("_", " ").replace("-", " ").lower().strip()
 
 
+def singular(name: str) -> str:
+    """One of what an entity's name means, for English names: `bookings` are made of each `booking`."""
+    if name.endswith("ies"):
+        return f"{name[:-3]}y"
+    if name.endswith(("sses", "xes", "ches", "shes")):
+        return name[:-2]
+    return name[:-1] if name.endswith("s") and not name.endswith("ss") else name
+
+
 def displayed(field: Field, row: list[Field]) -> str:
     """The value as an answer tells it: money with the row's currency, a time without its seconds."""
     if field.kind is Kind.MONEY:

@@ -1,7 +1,7 @@
 """What is happening now, for the page: the newest records of the log's topics, a line each."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
@@ -41,7 +41,7 @@ class LiveEvents:
     def __init__(self, log: Log) -> None:
         self._log = log
 
-    async def follow(self, tenant: str) -> AsyncIterator[dict[str, Any]]:
+    async def follow(self, tenant: str) -> AsyncGenerator[dict[str, Any], None]:
         """Yield what is new for a tenant: `{"events": [...], "counts": {"changes": 4980}}`; empty to keep alive."""
         seen: Offsets = {}
         for topic in SHOWN:

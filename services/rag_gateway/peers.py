@@ -122,14 +122,12 @@ class PeerCalls:
 
     async def related(self, question: service_pb2.Question, keys: Sequence[str]) -> list[embedder_pb2.Hit]:
         """The rows that the asker's own rows refer to by key, where the knowledge base has them; none when it fails."""
-        request = embedder_pb2.SearchRequest(
-            tenant=question.tenant, query=" ".join(keys), top_k=2 * len(keys), access=question.access
-        )
+        request = embedder_pb2.GetRowsRequest(tenant=question.tenant, keys=keys, access=question.access)
         try:
-            response = await self._embedder.Search(request, timeout=_RELATED_TIMEOUT_S)
+            response = await self._embedder.GetRows(request, timeout=_RELATED_TIMEOUT_S)
         except grpc.aio.AioRpcError:
-            return []  # the first search has told already that the knowledge base fails; this one only adds to it
-        return [hit for hit in response.hits if hit.document_id.rpartition("/")[2] in keys]
+            return []  # the search has told already that the knowledge base fails; this only adds to it
+        return list(response.hits)
 
     async def document(self, question: service_pb2.Question, document_id: str, version: str) -> str | None:
         """The whole text of a version of a document; None when it is not current any more, or not for this reader.

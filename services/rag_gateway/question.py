@@ -113,6 +113,8 @@ def analyse(question: str, earlier: str = "") -> Asked:
     extreme = -1 if _LOWEST & set(plain) else 1 if _HIGHEST & set(plain) else 0
     for word in (_LOWEST | _HIGHEST) & set(plain):
         weights.pop(term_of(word), None)
+    if "email" in weights:
+        weights.pop("address", None)  # `e-mail address` is one thing
     if wants is Kind.MONEY and not any(related(term, "price") for term in weights):
         weights[term_of("price")] = 0.7
     return Asked(

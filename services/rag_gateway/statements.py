@@ -26,6 +26,9 @@ _MONEY = re.compile(r"[€$£¥%]|\b(?:euros?|eur|usd|gbp|dollars?|pounds?|free 
 _TIME = re.compile(
     r"\b(?:hours?|days?|weeks?|months?|minutes?|years?|\d{1,2}:\d{2}|\d{4}|midnight|noon)\b", re.IGNORECASE
 )
+_EMPHASIS = re.compile(r"\*\*|__|`|(?<!\w)\*(?=\S)|(?<=\S)\*(?!\w)")
+_RECORD = re.compile(r"[\w .-]{1,40}: [^;]+;")  # a row in words, as of a CSV file
+_ENDED = (".", "!", "?", ":", ";", ",")
 _CELLS = re.compile(r"\s*\|\s*")
 _RULE = re.compile(r"[\s|:\-–—]+")  # noqa: RUF001 - tables are ruled with dashes of all kinds
 
@@ -122,10 +125,10 @@ def _of_row(
         field for field in row if field.name not in _BOOKKEEPING and not _CONTACT & set(field.name.split())
     ]
     linked = [titles[field.shown] for field in row if field.shown in titles]
-    about = ", ".join(hit.title for hit in linked if hit.title and hit.title != record.record.rpartition("/")[2])
+    about = ", ".join(shown(hit.title) for hit in linked if hit.title)
     quote, start = _quoted(part.text, told)
     yield Statement(
-        text=f"{row_title(record).capitalize()}{f' ({about})' if about else ''}: {_told(told, row)}",
+        text=f"{_capital(row_title(record))}{f' ({about})' if about else ''}: {_told(told, row)}",
         number=part.number,
         quote=quote,
         start=start,
@@ -179,37 +182,82 @@ def _of_live(asked: Asked, source: _Source) -> Iterator[Statement]:
 
 
 def _of_text(source: _Source) -> Iterator[Statement]:
+    """The sentences and table lines of a chunk."""
     part, hit = source
     headings = {" ".join(heading.split()).casefold() for heading in (hit.title, *hit.heading_path)}
+    # All that stands in the document of a row is about that row; a heading only says what its section is about.
+    titled = _NAMED if hit.live_json else _HEADED
     around = _weighed(
-        (" ".join((hit.title, *hit.heading_path)), _HEADED),
+        (" ".join((hit.title, *hit.heading_path)), titled),
         (hit.text, _NEARBY),
         (readable(hit.document_id.replace("/", " ")), _HEADED),
     )
     yield from _of_question(source)
-    header = ""
-    previous = Span(0, 0)
-    for span in sentences(hit.text):
+    spans = sentences(hit.text)
+    for span, header in zip(spans, _headers(hit.text, spans), strict=True):
         words = hit.text[span.start : span.end]
-        if "\n" in hit.text[previous.end : span.start].strip(" ") and "|" not in words:
-            header = ""
-        previous = span
-        if " ".join(words.split()).casefold() in headings or words.endswith("?") or _ID_LINE.fullmatch(words):
+        skipped = words.endswith("?") or words.isupper() or _ID_LINE.fullmatch(words) or header == words
+        if skipped or " ".join(words.split()).casefold() in headings:
             continue
-        if "|" in words and (not header or _RULE.fullmatch(words)):
-            header = header or words
-            continue
+        listed = bool(header) or _RECORD.match(words) is not None
         yield Statement(
-            text=_table_line(header, words) if header else " ".join(words.split()),
+            text=_table_line(header, words) if header else f"{_subject(hit, words)}{shown(words)}",
             number=part.number,
             quote=words,
             start=span.start,
             terms=_merged(around, _weighed((header, _NAMED), (words, _SAID))),
-            kinds=_kinds_in(words),
+            kinds=_kinds_in(words) | ({Kind.PLACE} if hit.live_json else set()),
             semantic=_semantic(hit),
             score=hit.score,
-            group=f"line {part.reference}" if header else "",
+            group=f"line {part.reference}" if listed else "",
         )
+
+
+def _subject(hit: embedder_pb2.Hit, words: str) -> str:
+    """What a sentence of a row's document is about, where the sentence does not say it."""
+    return f"{hit.title}: " if hit.live_json and hit.title and hit.title not in words else ""
+
+
+def _headers(text: str, spans: Sequence[Span]) -> list[str]:
+    """For each span the header of the table that it is a line of; a header is its own header; empty for the others.
+
+    Tables are drawn with bars, or, as in the text of a PDF, are lines with numbers below a line without one.
+    """
+    headers: list[str] = []
+    for index, span in enumerate(spans):
+        words = text[span.start : span.end]
+        before = headers[-1] if headers and _adjacent(text, spans[index - 1], span) else ""
+        if "|" in words:
+            headers.append(before or words)
+        elif before and "|" not in before and _is_line(words):
+            headers.append(before)
+        elif _is_header(text, spans, index):
+            headers.append(words)
+        else:
+            headers.append("")
+    return headers
+
+
+def _is_header(text: str, spans: Sequence[Span], index: int) -> bool:
+    """Whether a line without numbers stands above at least two lines with numbers."""
+    words = text[spans[index].start : spans[index].end]
+    if any(letter.isdigit() for letter in words) or words.endswith(_ENDED) or len(spans) < index + 3:
+        return False
+    following = spans[index + 1 : index + 3]
+    together = zip(spans[index : index + 2], following, strict=True)
+    return all(_adjacent(text, *pair) for pair in together) and all(
+        _is_line(text[span.start : span.end]) for span in following
+    )
+
+
+def _is_line(words: str) -> bool:
+    return any(letter.isdigit() for letter in words) and not words.endswith(_ENDED) and _RECORD.match(words) is None
+
+
+def _adjacent(text: str, one: Span, other: Span) -> bool:
+    """Whether one span stands on the line after the other's, but for the ruling of a table."""
+    between = text[one.end : other.start]
+    return "\n" in between and "\n\n" not in between and _RULE.fullmatch(between) is not None
 
 
 def _of_question(source: _Source) -> Iterator[Statement]:
@@ -225,7 +273,7 @@ def _of_question(source: _Source) -> Iterator[Statement]:
         return
     words = hit.text[body[0].start : body[-1].end]
     yield Statement(
-        text=" ".join(words.split()),
+        text=shown(words),
         number=part.number,
         quote=words,
         start=body[0].start,
@@ -236,11 +284,16 @@ def _of_question(source: _Source) -> Iterator[Statement]:
     )
 
 
+def shown(words: str) -> str:
+    """Words of a document as an answer tells them: on one line, without marks of emphasis."""
+    return " ".join(_EMPHASIS.sub("", words).split())
+
+
 def _table_line(header: str, line: str) -> str:
     """A line of a table with its column names: `Weight of each: 23 kg`."""
-    names, cells = _cells(header), _cells(line)
-    if len(names) != len(cells):
-        return ", ".join(cells)
+    names, cells = _cells(shown(header)), _cells(shown(line))
+    if len(names) != len(cells) or len(cells) == 1:
+        return f"{', '.join(cells)} ({', '.join(names)})"
     return "; ".join(f"{name}: {cell}" if name else cell for name, cell in zip(names, cells, strict=True) if cell)
 
 
@@ -252,6 +305,14 @@ def _named(asked: Asked, row: Sequence[Field]) -> list[Field]:
     """The fields whose names a question mentions."""
     wanted = frozenset().union(*(kin(term) for term in asked.weights))
     return [field for field in row if wanted & set(terms(field.name)) and not is_currency(field)]
+
+
+def _worth_telling(field: Field) -> bool:
+    return field.name not in _BOOKKEEPING and not _CONTACT & set(field.name.split())
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _told(fields: Iterable[Field], row: list[Field]) -> str:

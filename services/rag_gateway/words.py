@@ -74,7 +74,7 @@ def folded(text: str) -> str:
     """Lower case without diacritics: `Norðurljós` and `nordurljos` are the same word."""
     if text.isascii():
         return text.lower()
-    decomposed = unicodedata.normalize("NFKD", text.lower().translate(_LETTERS))
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).lower().translate(_LETTERS))
     return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
 

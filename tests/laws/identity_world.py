@@ -28,15 +28,17 @@ from services.kernel.topics import TOPICS
 PARTITIONS = 2
 TENANT = "default"
 # Limits so low that small worlds reach all of them.
-SETTINGS = Settings.from_config({
-    "max_cluster": 5,
-    "kinds": {
-        "email": {"max_records": 3, "max_rows": 6, "max_values": 2},
-        "phone": {"max_records": 3, "max_rows": 5, "max_values": 2},
-        "device": {"max_records": 2, "max_rows": 3},
-        "account": {"max_records": 4, "max_rows": 6},
-    },
-})
+SETTINGS = Settings.from_config(
+    {
+        "max_cluster": 5,
+        "kinds": {
+            "email": {"max_records": 3, "max_rows": 6, "max_values": 2},
+            "phone": {"max_records": 3, "max_rows": 5, "max_values": 2},
+            "device": {"max_records": 2, "max_rows": 3},
+            "account": {"max_records": 4, "max_rows": 6},
+        },
+    }
+)
 KINDS = Kinds(SETTINGS)
 Type = events_pb2.Operation
 
@@ -45,7 +47,7 @@ class Event(NamedTuple):
     """A change at its source: `number` is its position."""
 
     number: int
-    operation: int
+    operation: events_pb2.Operation.ValueType
     entity: str
     key: int
     row: dict[str, Any]
@@ -92,7 +94,8 @@ def histories(draw: st.DrawFn, *, max_size: int = 30, truncates: bool = True) ->
             events.append(Event(number, Type.OPERATION_DELETE, entity, key, {}, (), time_ms))
             live.discard((entity, key))
         else:
-            row, left_out = draw(rows), ()
+            row = draw(rows)
+            left_out: tuple[str, ...] = ()
             known = (entity, key) in live
             if known and draw(st.integers(0, 3)) == 0:
                 left_out = tuple(draw(st.sets(st.sampled_from(["email", "phone"]), min_size=1)))
@@ -156,7 +159,9 @@ class World:
             work = await processor.store.load(batch)
             self.outcomes.extend(processor.decide(work, record).outcome for record in batch)
             outputs = list(processor.finish(work))
-            progress = Progress(processor.name, batch[0].topic, batch[0].partition, batch[-1].offset + 1, outputs, Tally())
+            progress = Progress(
+                processor.name, batch[0].topic, batch[0].partition, batch[-1].offset + 1, outputs, Tally()
+            )
             await processor.store.save(work, progress)
         self._consume(outputs)
 
@@ -188,13 +193,16 @@ class World:
     def check_tables(self) -> None:
         """Check that the tables agree with one another."""
         query = self.database.writer.execute
-        nodes = {row[0]: row[1:] for row in query("SELECT id, text, rows, first_seen, first_key, links, lone FROM identity_nodes")}
+        nodes = {
+            row[0]: row[1:]
+            for row in query("SELECT id, text, rows, first_seen, first_key, links, lone FROM identity_nodes")
+        }
         members = defaultdict(list)
         for node, seen, key in query("SELECT node, first_seen, key FROM identity_records WHERE node IS NOT NULL"):
             members[node].append((seen, key))
         assert set(members) == set(nodes)
         assert len({row[0] for row in nodes.values()}) == len(nodes), "two nodes of one content"
-        links = set()
+        links: set[tuple[str, int]] = set()
         for node, (text, count, first_seen, first_key, joined, _lone) in nodes.items():
             assert (count, (first_seen, first_key)) == (len(members[node]), min(members[node])), text
             found = KINDS.content(TENANT, text).links
@@ -240,7 +248,11 @@ def from_scratch(events: Iterable[Event], settings: Settings = SETTINGS) -> tupl
             lone = not any(link not in quarantined for i in cluster for link in ordered[i].links)
             oldest = min((seen[record], key_text(TENANT, record)) for record in records)[1]
             for i in cluster:
-                links = tuple((link.split("\x1f")[1], link.split("\x1f")[2]) for link in ordered[i].links if link not in quarantined)
+                links = tuple(
+                    (link.split("\x1f")[1], link.split("\x1f")[2])
+                    for link in ordered[i].links
+                    if link not in quarantined
+                )
                 for record in nodes[ordered[i].text]:
                     profile = birth_id(key_text(TENANT, record) if lone else oldest)
                     told[record] = Assigned(profile, number in resolution.suspect, links, seen[record])
@@ -255,16 +267,13 @@ def _crowd(link: str, contents: Iterable[Content], nodes: dict[str, list[str]]) 
 def _closures(contents: dict[str, Content], quarantined: set[str]) -> list[set[str]]:
     """Join what shares a link, two by two, until nothing changes: slow and simple."""
     groups = [{text} for text in contents]
-    links = lambda group: {l for text in group for l in contents[text].links} - quarantined
-    merging = True
-    while merging:
-        merging = False
-        for left, right in itertools.combinations(groups, 2):
-            if links(left) & links(right):
-                groups.remove(right)
-                left |= right
-                merging = True
-                break
+
+    def links(group: set[str]) -> set[str]:
+        return {link for text in group for link in contents[text].links} - quarantined
+
+    while pair := next((p for p in itertools.combinations(groups, 2) if links(p[0]) & links(p[1])), None):
+        groups.remove(pair[1])
+        pair[0].update(pair[1])
     return groups
 
 
@@ -286,7 +295,9 @@ def _current(events: Iterable[Event], settings: Settings) -> tuple[dict[str, str
         newest = versions[max(versions)]
         if newest.operation == Type.OPERATION_DELETE or newest.number < truncated.get(newest.entity, -1):
             continue
-        entries = extractor.entries("crm", newest.entity, {"id": newest.key}, {**dict.fromkeys(newest.unavailable), **newest.row})
+        entries = extractor.entries(
+            "crm", newest.entity, {"id": newest.key}, {**dict.fromkeys(newest.unavailable), **newest.row}
+        )
         if entries is None:
             continue
         kept: list[Entry] = []

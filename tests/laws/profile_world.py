@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from hypothesis import strategies as st
 
 from headwater.profile.v1 import events_pb2
 from services.kernel import topics
@@ -46,6 +47,44 @@ class Assignment(NamedTuple):
     record: str
     profile: str
     suspect: bool = False
+
+
+COLUMNS = ("a", "b", "c")
+ENTITIES = ("customers", "orders")
+KEYS = st.integers(1, 2)
+PROFILES = ("p1", "p2", "p3", "")
+GROUPS = ("profile-rows", "profile-fold")
+
+
+@st.composite
+def puts(draw: st.DrawFn) -> Change:
+    """A change that makes a row; some updates leave columns out."""
+    after = draw(st.dictionaries(st.sampled_from(COLUMNS), st.integers(0, 9), max_size=3))
+    op = draw(st.sampled_from(["snapshot", "insert", "update", "update"]))
+    left_out = [column for column in COLUMNS if column not in after and op == "update" and draw(st.booleans())]
+    return Change(op, draw(st.sampled_from(ENTITIES)), draw(KEYS), after, tuple(left_out))
+
+
+CHANGES = st.lists(
+    st.one_of(
+        puts(),
+        puts(),
+        puts(),
+        st.builds(lambda entity, key: Change("delete", entity, key), st.sampled_from(ENTITIES), KEYS),
+        st.builds(lambda entity: Change("truncate", entity), st.sampled_from(ENTITIES)),
+    ),
+    max_size=12,
+)
+ASSIGNMENTS = st.lists(
+    st.builds(
+        Assignment,
+        st.sampled_from([f"crm/{entity}/{key}" for entity in ENTITIES for key in (1, 2)]),
+        st.sampled_from(PROFILES),
+        st.booleans(),
+    ),
+    max_size=8,
+)
+STEPS = st.lists(st.tuples(st.sampled_from(GROUPS), st.integers(1, 5)), max_size=20)
 
 
 def messages_of(tenant: str, changes: Sequence[Change], assignments: Sequence[Assignment]) -> list[Message]:

@@ -15,13 +15,15 @@ from headwater.common.v1 import events_pb2 as common_pb2
 from headwater.feedback.v1 import events_pb2
 from headwater.rag_gateway.v1 import events_pb2 as gateway_pb2
 from services.feedback.app import ANSWERS, KPIS, processors
+from services.feedback.answers import Key
+from services.feedback.erasure import Erased
 from services.feedback.reconcile import KpiTable, differences, recomputed
 from services.feedback.settings import Settings
 from services.feedback.sqlite_jobs import SqliteJobs
 from services.feedback.sqlite_kpis import SqliteObservations
 from services.feedback.sqlite_store import SqliteAnswers
 from services.kernel import topics
-from services.kernel.erasure import KEPT, field_bytes
+from services.kernel.erasure import KEPT
 from services.kernel.hashing import state_hash
 from services.kernel.log import Message, key_of, message_of
 from services.kernel.processor import ProcessorLoop
@@ -131,7 +133,9 @@ def classification(tenant: str, answer: str, written_s: int, score: float) -> Me
 
 
 def erasure(tenant: str, profile: str, until_s: int) -> Message:
-    event = common_pb2.ErasureRequested(erasure_id=f"{tenant}-{profile}-{until_s}", tenant=tenant, profile_ids=[profile])
+    event = common_pb2.ErasureRequested(
+        erasure_id=f"{tenant}-{profile}-{until_s}", tenant=tenant, profile_ids=[profile]
+    )
     event.requested_at.FromMilliseconds(START_MS + until_s * 1000)
     return message_of(topics.ERASURES, key_of(tenant, profile), event, START_MS + until_s * 1000)
 
@@ -247,10 +251,11 @@ def test_a_replay_gives_the_same_state_also_of_what_was_too_late_and_of_what_the
 
 
 async def forget_in_log(w: World) -> None:
-    """Do the log's part of the erasures: every record of an answer that was erased goes."""
-    names = w.database.reader.execute("SELECT name FROM feedback_forgotten WHERE name LIKE 'answer:%'").fetchall()
-    gone = [field_bytes(name.removeprefix("answer:")) for (name,) in names]
-    await Retention(w.log, w.database).erase(lambda record: any(name in (record.value or b"") for name in gone), KEPT)
+    """Do the log's part of the erasures."""
+    rows = w.database.reader.execute("SELECT tenant, name, until_ms FROM feedback_forgotten").fetchall()
+    rows += w.database.reader.execute("SELECT tenant, subject, until_ms FROM feedback_unlogged").fetchall()
+    erased = Erased({Key(tenant, name): until_ms for tenant, name, until_ms in rows})
+    await Retention(w.log, w.database).erase(erased.holds, KEPT)
 
 
 def conserved(w: World) -> bool:

@@ -5,43 +5,17 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from tests.laws.profile_world import Assignment, Change, World, messages_of, model
-
-COLUMNS = ("a", "b", "c")
-ENTITIES = ("customers", "orders")
-KEYS = st.integers(1, 2)
-PROFILES = ("p1", "p2", "p3", "")
-GROUPS = ("profile-rows", "profile-fold")
-
-
-@st.composite
-def puts(draw: st.DrawFn) -> Change:
-    after = draw(st.dictionaries(st.sampled_from(COLUMNS), st.integers(0, 9), max_size=3))
-    op = draw(st.sampled_from(["snapshot", "insert", "update", "update"]))
-    left_out = [column for column in COLUMNS if column not in after and op == "update" and draw(st.booleans())]
-    return Change(op, draw(st.sampled_from(ENTITIES)), draw(KEYS), after, tuple(left_out))
-
-
-CHANGES = st.lists(
-    st.one_of(
-        puts(),
-        puts(),
-        puts(),
-        st.builds(lambda entity, key: Change("delete", entity, key), st.sampled_from(ENTITIES), KEYS),
-        st.builds(lambda entity: Change("truncate", entity), st.sampled_from(ENTITIES)),
-    ),
-    max_size=12,
+from tests.laws.profile_world import (
+    ASSIGNMENTS,
+    CHANGES,
+    ENTITIES,
+    STEPS,
+    Assignment,
+    Change,
+    World,
+    messages_of,
+    model,
 )
-ASSIGNMENTS = st.lists(
-    st.builds(
-        Assignment,
-        st.sampled_from([f"crm/{entity}/{key}" for entity in ENTITIES for key in (1, 2)]),
-        st.sampled_from(PROFILES),
-        st.booleans(),
-    ),
-    max_size=8,
-)
-STEPS = st.lists(st.tuples(st.sampled_from(GROUPS), st.integers(1, 5)), max_size=20)
 
 
 @pytest.fixture(scope="module", params=["latest", "most_frequent"])
@@ -55,8 +29,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 @given(changes=CHANGES, assignments=ASSIGNMENTS, steps=STEPS, data=st.data())
 def test_documents_are_the_fold_of_the_final_rows_in_whatever_order_everything_came(
-    world, changes, assignments, steps, data
-):
+    world: World,
+    changes: list[Change],
+    assignments: list[Assignment],
+    steps: list[tuple[str, int]],
+    data: st.DataObject,
+) -> None:
     tenant = world.new_tenant()
     messages = messages_of(tenant, changes, assignments)
     repeated = data.draw(st.lists(st.sampled_from(messages), max_size=5)) if messages else []
@@ -76,7 +54,9 @@ def test_documents_are_the_fold_of_the_final_rows_in_whatever_order_everything_c
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 @given(changes=CHANGES, assignments=ASSIGNMENTS, steps=STEPS)
-def test_when_every_row_is_deleted_nothing_is_left(world, changes, assignments, steps):
+def test_when_every_row_is_deleted_nothing_is_left(
+    world: World, changes: list[Change], assignments: list[Assignment], steps: list[tuple[str, int]]
+) -> None:
     tenant = world.new_tenant()
     gone = [Change("delete", entity, key) for entity in ENTITIES for key in (1, 2)]
     world.append(messages_of(tenant, [*changes, *gone], assignments))
@@ -91,8 +71,8 @@ def test_when_every_row_is_deleted_nothing_is_left(world, changes, assignments, 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 @given(changes=CHANGES, assignments=ASSIGNMENTS, merged=st.sets(st.sampled_from(["p1", "p2", "p3"])), data=st.data())
 def test_a_world_with_a_merge_and_its_unmerge_equals_the_world_that_never_merged(
-    world, changes, assignments, merged, data
-):
+    world: World, changes: list[Change], assignments: list[Assignment], merged: set[str], data: st.DataObject
+) -> None:
     tenant = world.new_tenant()
     newest = {a.record: a for a in assignments}
     joined = [a for a in newest.values() if a.profile in merged]

@@ -7,8 +7,10 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from headwater.common.v1 import operations_pb2, operations_pb2_grpc
 from headwater.embedder.v1 import service_pb2 as pb, service_pb2_grpc
 from headwater.ingest.v1 import events_pb2
 from services.embedder.app import build
@@ -17,18 +19,19 @@ from services.kernel.enrichment import RetryPolicy
 from services.kernel.operations import Operations
 from services.kernel.runner import Runtime
 from services.kernel.settings import Settings
-from tests.unit.embedder.examples import HOTELS, message
+from tests.unit.embedder.examples import HOTELS, PARTITIONS, message
 
 
 class World:
     """A running embedder."""
 
-    def __init__(self, runtime: Runtime, stub: "service_pb2_grpc.EmbedderServiceAsyncStub") -> None:
-        self.runtime, self.stub = runtime, stub
+    def __init__(self, runtime: Runtime, channel: grpc.aio.Channel) -> None:
+        self.runtime, self.channel = runtime, channel
+        self.stub = service_pb2_grpc.EmbedderServiceStub(channel)
         self.log, self.database = runtime.platform.log, runtime.platform.database
 
     async def put(self, *changes: events_pb2.DocumentChange | events_pb2.Change) -> Any:
-        return await self.log.append([message(change) for change in changes])
+        return await self.log.append([message(change, place) for change in changes for place in places(change)])
 
     async def settle(self) -> None:
         await self.operations.settle()
@@ -48,6 +51,10 @@ class World:
             after = response.hash_after
         return after
 
+    async def verified(self) -> operations_pb2.VerifyResponse:
+        stub = operations_pb2_grpc.OperationsServiceStub(self.channel)
+        return await stub.Verify(operations_pb2.VerifyRequest())
+
     async def found(self, query: str, **fields: Any) -> list[pb.Hit]:
         response = await self.stub.Search(pb.SearchRequest(query=query, **fields))
         assert not response.missing
@@ -58,7 +65,13 @@ class World:
 
     def census_holds(self) -> bool:
         sums = self.database.reader.execute("SELECT total(chunks) FROM knowledge_documents").fetchone()[0]
-        return self.rows("knowledge_chunks") == self.rows("knowledge_words_docsize") == sums
+        return self.rows("knowledge_chunks") == self.rows("knowledge_words_docsize") == int(sums)
+
+
+def places(change: events_pb2.DocumentChange | events_pb2.Change) -> Sequence[int | None]:
+    """The partitions that a change is written to: None is that of its key."""
+    is_everywhere = isinstance(change, events_pb2.Change) and change.operation == events_pb2.OPERATION_TRUNCATE
+    return range(PARTITIONS) if is_everywhere else (None,)
 
 
 RunWorld = Callable[..., AbstractAsyncContextManager[World]]
@@ -75,14 +88,12 @@ async def running_world(
     folder: Path, model: Embedder | None, *, tables: Sequence[Any] = (HOTELS,), policy: RetryPolicy | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:  # fmt: skip
-    import grpc
-
     table = {"tables": list(tables), **settings}
     config = Settings(data=folder / "data", grpc_address="127.0.0.1:0", tables={"embedder": table})
     runtime = Runtime(config, [lambda platform: build(platform, model, policy)])
     try:
         await runtime.start()
         async with grpc.aio.insecure_channel(runtime.address) as channel:
-            yield World(runtime, service_pb2_grpc.EmbedderServiceStub(channel))
+            yield World(runtime, channel)
     finally:
         await asyncio.wait_for(runtime.stop(), 30)

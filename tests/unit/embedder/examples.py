@@ -56,7 +56,7 @@ def document(
     change = events_pb2.DocumentChange(
         tenant=tenant, source=fields.pop("source", "docs"), document_id=document_id,
         operation=events_pb2.DOCUMENT_OPERATION_DELETE if content is None else events_pb2.DOCUMENT_OPERATION_PUT,
-        content=content.encode() if isinstance(content, str) else content,
+        content=content.encode() if isinstance(content, str) else content or b"",
         position=f"docs:{position:05d}" if position else "", **fields,
     )  # fmt: skip
     change.occurred_at.FromMilliseconds(T0_MS + (seconds or position) * 1000)

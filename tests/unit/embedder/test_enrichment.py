@@ -1,8 +1,8 @@
 """Durable enrichment: a failure's consequences, what may start, and a whole run against a scripted provider."""
 
 import asyncio
-from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from itertools import repeat
 
@@ -26,6 +26,8 @@ from services.kernel.enrichment import (
     retried,
 )
 
+Keys = Collection[Hashable]
+Work = Callable[[Sequence[Job]], Awaitable[None]]
 POLICY = RetryPolicy(attempts_max=3, base_s=10, cap_s=30)
 
 
@@ -33,52 +35,52 @@ def failed(job: Job, error: EnrichmentError, *, now: float = 100.0, charged: boo
     return after_failure(job, error, now, POLICY, charged=charged, chance=0.5)
 
 
-def test_a_rate_limit_defers_by_the_providers_own_time_and_charges_nothing():
+def test_a_rate_limit_defers_by_the_providers_own_time_and_charges_nothing() -> None:
     job = failed(Job("a", "1", "p", attempts=1), RateLimited("429", 7.5))
     assert (job.state, job.attempts, job.due_at) == (JobState.DEFERRED, 1, 107.5)
 
 
-def test_a_transient_failure_backs_off_exponentially_to_a_cap_with_full_jitter():
+def test_a_transient_failure_backs_off_exponentially_to_a_cap_with_full_jitter() -> None:
     waits = [after_failure(Job("a", "1", "p", attempts=n), TransientError("x"), 0, replace(POLICY, attempts_max=99),
                            charged=True, chance=1.0).due_at for n in range(4)]  # fmt: skip
     assert waits == [10, 20, 30, 30]
     assert failed(Job("a", "1", "p"), TransientError("x")).due_at == 105
 
 
-def test_a_job_is_parked_when_its_attempts_are_used_up():
+def test_a_job_is_parked_when_its_attempts_are_used_up() -> None:
     job = failed(Job("a", "1", "p", attempts=2), TransientError("still down"))
     assert (job.state, job.attempts, job.error) == (JobState.PARKED, 3, "still down")
 
 
-def test_a_permanent_failure_parks_at_once():
+def test_a_permanent_failure_parks_at_once() -> None:
     assert failed(Job("a", "1", "p"), PermanentError("encrypted")).state is JobState.PARKED
 
 
-def test_a_failure_of_a_provider_known_to_be_broken_is_not_charged_to_the_job():
+def test_a_failure_of_a_provider_known_to_be_broken_is_not_charged_to_the_job() -> None:
     job = failed(Job("a", "1", "p", attempts=2), TransientError("down"), charged=False)
     assert (job.state, job.attempts) == (JobState.DEFERRED, 2)
 
 
-def test_retry_makes_a_parked_job_pending_with_all_its_attempts():
+def test_retry_makes_a_parked_job_pending_with_all_its_attempts() -> None:
     parked = Job("a", "1", "p", state=JobState.PARKED, attempts=3, due_at=5)
     assert retried(parked, 9) == replace(parked, state=JobState.PENDING, attempts=0, due_at=9)
 
 
-def test_live_jobs_start_before_backfill_and_backfill_leaves_them_a_slot():
+def test_live_jobs_start_before_backfill_and_backfill_leaves_them_a_slot() -> None:
     scheduler = Scheduler(RetryPolicy(slots=3, live_slots=1))
     backfill = [Job(f"b{n}", "1", "p", Lane.BACKFILL) for n in range(5)]
     assert len(scheduler.admit(backfill, 0)) == 2
     assert scheduler.admit([*backfill[2:], Job("live", "1", "p")], 0) == [[Job("live", "1", "p")]]
 
 
-def test_an_endless_stream_of_live_jobs_leaves_a_slot_for_backfill():
+def test_an_endless_stream_of_live_jobs_leaves_a_slot_for_backfill() -> None:
     scheduler = Scheduler(RetryPolicy(slots=3, live_slots=1))
     live = [Job(f"l{n}", "1", "p") for n in range(9)]
     started = scheduler.admit([*live, Job("b", "1", "p", Lane.BACKFILL)], 0)
     assert [batch[0].lane for batch in started] == [Lane.LIVE, Lane.LIVE, Lane.BACKFILL]
 
 
-def test_running_jobs_stay_within_the_byte_budget_but_a_larger_one_runs_alone():
+def test_running_jobs_stay_within_the_byte_budget_but_a_larger_one_runs_alone() -> None:
     scheduler = Scheduler(RetryPolicy(slots=9, bytes_max=100))
     jobs = [Job("a", "1", "p", size=60), Job("big", "1", "p", size=500), Job("c", "1", "p", size=10)]
     assert [b[0].key for b in scheduler.admit(jobs, 0)] == ["a"]  # and c does not push past big
@@ -86,13 +88,13 @@ def test_running_jobs_stay_within_the_byte_budget_but_a_larger_one_runs_alone():
     assert [b[0].key for b in scheduler.admit(jobs[1:], 0)] == ["big"]
 
 
-def test_a_job_that_has_failed_is_alone_in_its_batch():
+def test_a_job_that_has_failed_is_alone_in_its_batch() -> None:
     scheduler = Scheduler(RetryPolicy(slots=9, batch_size=4))
     jobs = [Job("a", "1", "p"), Job("bad", "1", "p", attempts=1), Job("c", "1", "p"), Job("d", "1", "q")]
     assert [[j.key for j in b] for b in scheduler.admit(jobs, 0)] == [["a", "c"], ["bad"], ["d"]]
 
 
-def test_a_broken_provider_pauses_only_its_own_jobs_and_one_probe_reopens_it():
+def test_a_broken_provider_pauses_only_its_own_jobs_and_one_probe_reopens_it() -> None:
     scheduler = Scheduler(RetryPolicy(slots=9, breaker=BreakerPolicy(failures=2, pause_s=10)))
     down = [Job(f"d{n}", "1", "down") for n in range(4)]
     for job in down[:2]:
@@ -108,7 +110,7 @@ def test_a_broken_provider_pauses_only_its_own_jobs_and_one_probe_reopens_it():
     assert len(scheduler.admit(down, 10)) == 4
 
 
-def test_a_failed_probe_opens_the_circuit_for_longer_and_another_job_probes_next():
+def test_a_failed_probe_opens_the_circuit_for_longer_and_another_job_probes_next() -> None:
     scheduler = Scheduler(RetryPolicy(slots=9, breaker=BreakerPolicy(failures=1, pause_s=10)))
     jobs = [Job("poison", "1", "p"), Job("good", "1", "p")]
     scheduler.admit(jobs[:1], 0)
@@ -122,7 +124,7 @@ def test_a_failed_probe_opens_the_circuit_for_longer_and_another_job_probes_next
     assert [b[0].key for b in scheduler.admit(jobs, 30)] == ["good"]
 
 
-def test_one_poisonous_job_never_opens_the_circuit():
+def test_one_poisonous_job_never_opens_the_circuit() -> None:
     scheduler = Scheduler(RetryPolicy(breaker=BreakerPolicy(failures=2)))
     for _ in range(9):
         scheduler.admit([Job("poison", "1", "p")], 0)
@@ -146,31 +148,31 @@ class MemoryJobs:
             key=lambda job: job.due_at,
         )  # fmt: skip
 
-    async def due(self, now, limit, running, blocked):
+    async def due(self, now: float, limit: int, running: Keys, blocked: Collection[str]) -> list[Job]:
         due = [job for job in self._open(running, blocked) if job.due_at <= now]
         return [job for lane in Lane for job in [j for j in due if j.lane is lane][:limit]]
 
-    async def next_due_at(self, running, blocked):
+    async def next_due_at(self, running: Keys, blocked: Collection[str]) -> float:
         return min((job.due_at for job in self._open(running, blocked)), default=float("inf"))
 
-    async def record(self, jobs):
+    async def record(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             if self.jobs[job.key].version == job.version:
                 self.jobs[job.key] = job
         self._check()
 
-    def done(self, jobs):
+    def done(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             self.results[job.key] += 1
             self.jobs[job.key] = replace(job, state=JobState.DONE)
         self._check()
 
-    def _check(self):
+    def _check(self) -> None:
         if not any(job.state in WAITING for job in self.jobs.values()):
             self.settled.set()
 
 
-async def run_to_the_end(store: MemoryJobs, work, policy: RetryPolicy) -> None:
+async def run_to_the_end(store: MemoryJobs, work: Work, policy: RetryPolicy) -> None:
     runner = Runner(store, work, policy)
     task = asyncio.create_task(runner.run())
     await asyncio.wait_for(store.settled.wait(), 60)
@@ -186,12 +188,15 @@ FAULTS = st.lists(st.sampled_from(["ok", "429", "503", "bug"]), max_size=3)
     st.integers(1, 5),
 )
 @settings(max_examples=25, deadline=None)
-async def test_no_job_is_lost_done_twice_or_blocked_whatever_the_provider_does(scripts, batch_size):
+async def test_no_job_is_lost_done_twice_or_blocked_whatever_the_provider_does(
+    scripts: list[tuple[list[str], bool, Lane]], batch_size: int
+) -> None:
     jobs = [Job(n, "1", "p", lane) for n, (_, _, lane) in enumerate(scripts)]
-    store, faults = MemoryJobs(jobs), defaultdict(list)
-    faults.update({n: list(script) for n, (script, _, _) in enumerate(scripts)})
+    store = MemoryJobs(jobs)
+    poison = {n for n, (_, poisonous, _) in enumerate(scripts) if poisonous}
+    faults: dict[Hashable, list[str]] = {n: list(script) for n, (script, _, _) in enumerate(scripts)}
 
-    async def work(batch):
+    async def work(batch: Sequence[Job]) -> None:
         await asyncio.sleep(0)
         for job in batch:
             match faults[job.key].pop() if faults[job.key] else "ok":
@@ -201,7 +206,7 @@ async def test_no_job_is_lost_done_twice_or_blocked_whatever_the_provider_does(s
                     raise TransientError("unavailable")
                 case "bug":
                     raise KeyError("oops")
-        if any(scripts[job.key][1] for job in batch):
+        if any(job.key in poison for job in batch):
             raise PermanentError("poison")
         store.done(batch)
 
@@ -213,10 +218,10 @@ async def test_no_job_is_lost_done_twice_or_blocked_whatever_the_provider_does(s
         assert store.results[n] == (0 if poison else 1)
 
 
-async def test_a_job_that_becomes_pending_starts_at_once_when_woken():
+async def test_a_job_that_becomes_pending_starts_at_once_when_woken() -> None:
     store = MemoryJobs([])
 
-    async def work(batch):
+    async def work(batch: Sequence[Job]) -> None:
         store.done(batch)
 
     runner = Runner(store, work, RetryPolicy())
@@ -229,10 +234,10 @@ async def test_a_job_that_becomes_pending_starts_at_once_when_woken():
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_newer_version_that_arrives_while_the_older_one_fails_is_not_charged():
+async def test_a_newer_version_that_arrives_while_the_older_one_fails_is_not_charged() -> None:
     store = MemoryJobs([Job("a", "1", "p")])
 
-    async def work(batch):
+    async def work(batch: Sequence[Job]) -> None:
         if batch[0].version == "1":
             store.jobs["a"] = Job("a", "2", "p")
             raise PermanentError("broken")
@@ -259,17 +264,17 @@ class Conservation(RuleBasedStateMachine):
         self.now = 0.0
 
     @rule(target=jobs, provider=st.sampled_from("pq"), lane=st.sampled_from(Lane), size=st.integers(0, 150))
-    def arrives(self, provider, lane, size):
+    def arrives(self, provider: str, lane: Lane, size: int) -> Hashable:
         job = Job(len(self.store), "1", provider, lane, size)
         self.store[job.key] = job
         return job.key
 
     @rule(seconds=st.integers(0, 20))
-    def time_passes(self, seconds):
+    def time_passes(self, seconds: int) -> None:
         self.now += seconds
 
     @rule()
-    def starts(self):
+    def starts(self) -> None:
         blocked = self.scheduler.blocked(self.now)
         due = [j for j in self.store.values() if j.state in WAITING and j.due_at <= self.now
                and j.provider not in blocked and j.key not in self.scheduler.running]  # fmt: skip
@@ -280,7 +285,7 @@ class Conservation(RuleBasedStateMachine):
         self.batches += started
 
     @rule(outcome=st.sampled_from(["ok", "429", "503", "poison"]), pick=st.integers(0, 9))
-    def ends(self, outcome, pick):
+    def ends(self, outcome: str, pick: int) -> None:
         if not self.batches:
             return
         batch = self.batches.pop(pick % len(self.batches))
@@ -288,14 +293,18 @@ class Conservation(RuleBasedStateMachine):
             self.scheduler.succeeded(batch)
             self.store.update({j.key: replace(j, state=JobState.DONE) for j in batch})
         else:
-            error = {"429": RateLimited("", 3), "503": TransientError(""), "poison": PermanentError("")}[outcome]
+            error: EnrichmentError = {
+                "429": RateLimited("", 3),
+                "503": TransientError(""),
+                "poison": PermanentError(""),
+            }[outcome]
             after = self.scheduler.failed(batch, error, self.now, repeat(0.5))
             self.store.update({j.key: j for j in after})
             self.charged.update(j.key for j, b in zip(after, batch, strict=True) if j.attempts > b.attempts)
         self.scheduler.ended(batch)
 
     @rule(key=jobs)
-    def is_retried_by_a_person(self, key):
+    def is_retried_by_a_person(self, key: Hashable) -> None:
         if key not in self.scheduler.running:
             before, after = self.store[key], retried(self.store[key], self.now)
             self.store[key] = after
@@ -303,13 +312,13 @@ class Conservation(RuleBasedStateMachine):
                 self.charged[key] = 0
 
     @invariant()
-    def attempts_are_what_was_charged(self):
+    def attempts_are_what_was_charged(self) -> None:
         for key, job in self.store.items():
             assert job.attempts == self.charged[key]
             assert job.attempts <= self.policy.attempts_max or job.state is JobState.PARKED
 
     @invariant()
-    def bounds_hold(self):
+    def bounds_hold(self) -> None:
         running = self.scheduler.running
         assert set(running) == {job.key for batch in self.batches for job in batch}
         assert len(self.batches) <= self.policy.slots

@@ -16,7 +16,7 @@ def model() -> MiniLm:
     return default_model()
 
 
-def test_texts_of_like_meaning_are_near(model):
+def test_texts_of_like_meaning_are_near(model: MiniLm) -> None:
     question, answer, other = (
         model.embed(text)
         for text in ("How do I get my money back?", "Refunds are paid within ten days.", "The zebra is striped.")
@@ -24,14 +24,14 @@ def test_texts_of_like_meaning_are_near(model):
     assert question @ answer > 0.4 > 0.2 > question @ other
 
 
-def test_vectors_have_length_one(model):
+def test_vectors_have_length_one(model: MiniLm) -> None:
     vector = model.embed("a text")
     assert vector.shape == (DIMENSIONS,)
     assert vector.dtype == np.float32
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_vector_depends_on_its_text_alone_whatever_else_is_embedded_at_the_time(model):
+def test_a_vector_depends_on_its_text_alone_whatever_else_is_embedded_at_the_time(model: MiniLm) -> None:
     texts = [f"text number {n} " * (n % 40 + 1) for n in range(60)]
     alone = [model.embed(text).tobytes() for text in texts]
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
@@ -39,12 +39,12 @@ def test_a_vector_depends_on_its_text_alone_whatever_else_is_embedded_at_the_tim
     assert together == alone[::-1]
 
 
-def test_empty_and_very_long_texts_have_vectors(model):
+def test_empty_and_very_long_texts_have_vectors(model: MiniLm) -> None:
     assert np.isfinite(model.embed("")).all()
     assert np.isfinite(model.embed("word " * 5000)).all()
 
 
-def test_tokens_of_a_long_text_are_those_of_its_parts(model, monkeypatch):
+def test_tokens_of_a_long_text_are_those_of_its_parts(model: MiniLm, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "Unbelievable prices, 24-hour check-in, Grüße. " * 40
     whole = list(model.token_starts(text))
     monkeypatch.setattr(model_module, "_WINDOW", 100)
@@ -52,7 +52,7 @@ def test_tokens_of_a_long_text_are_those_of_its_parts(model, monkeypatch):
     assert whole == sorted(whole)
 
 
-def test_the_graph_is_built_once_and_a_damaged_one_anew(tmp_path: Path, monkeypatch):
+def test_the_graph_is_built_once_and_a_damaged_one_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWATER_CACHE", str(tmp_path))
     first = graph_file()
     whole, changed = first.read_bytes(), first.stat().st_mtime_ns

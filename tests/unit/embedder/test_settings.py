@@ -1,19 +1,21 @@
 """Settings and row templates: read, checked, and refused with the name of what is wrong."""
 
+from typing import Any
+
 import pytest
 
 from services.embedder.rows import NOBODY, parse
 from services.embedder.settings import Settings
 from services.kernel.errors import InvalidInputError
 
-TABLE = {"source": "s", "entity": "e", "text": "{a}"}
+TABLE: dict[str, Any] = {"source": "s", "entity": "e", "text": "{a}"}
 
 
-def test_everything_has_a_default():
+def test_everything_has_a_default() -> None:
     assert Settings.from_config({}) == Settings()
 
 
-def test_tables_are_found_by_source_and_entity():
+def test_tables_are_found_by_source_and_entity() -> None:
     settings = Settings.from_config({"tables": [TABLE], "chunk_tokens": 100})
     assert settings.chunk_tokens == 100
     assert settings.tables["s", "e"].columns == {"a"}
@@ -38,21 +40,21 @@ def test_tables_are_found_by_source_and_entity():
         ({"tables": [{"source": "s", "text": "{a}"}]}, "entity"),
     ],
 )
-def test_what_is_wrong_is_named(table, named):
+def test_what_is_wrong_is_named(table: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidInputError, match=named):
         Settings.from_config(table)
 
 
-def test_values_stand_in_a_text_as_a_person_would_write_them():
+def test_values_stand_in_a_text_as_a_person_would_write_them() -> None:
     template = parse({**TABLE, "text": "{a} {{braces}} {b} {c} {d}"}, "t")
     assert template.text_of({"a": True, "b": None, "c": ["x", 1], "d": {"k": 1}}) == 'yes {braces}  x, 1 {"k":1}'
 
 
-def test_a_row_without_any_of_its_columns_has_no_text():
+def test_a_row_without_any_of_its_columns_has_no_text() -> None:
     assert parse({**TABLE, "text": "Name: {a}"}, "t").text_of({"a": "", "b": 1}) == ""
 
 
-def test_a_row_whose_access_columns_are_empty_is_for_nobody():
+def test_a_row_whose_access_columns_are_empty_is_for_nobody() -> None:
     template = parse({**TABLE, "access": ["who"]}, "t")
     assert template.access_of({"who": ["b", "a"]}) == ("a", "b")
     assert template.access_of({"who": None}) == (NOBODY,)

@@ -3,12 +3,14 @@
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
+from services.embedder.ports import Vector
 from services.embedder.vectors import Entry, VectorIndex
 
 DIMENSIONS = 4
+Step = tuple[str, int, int, int]  # what, which chunk, which group, which vector
 
 
-def vector(seed: int) -> np.ndarray:
+def vector(seed: int) -> Vector:
     values = np.random.default_rng(seed).standard_normal(DIMENSIONS).astype(np.float32)
     return values / np.linalg.norm(values)
 
@@ -18,15 +20,16 @@ def entry(chunk: int, group: int, seed: int) -> Entry:
 
 
 @st.composite
-def steps(draw: st.DrawFn):
+def steps(draw: st.DrawFn) -> Step:
     kind, chunk = draw(st.sampled_from(["put", "put", "remove", "regroup"])), draw(st.integers(0, 12))
     return kind, chunk, draw(st.integers(1, 3)), draw(st.integers(0, 30))
 
 
 @given(st.lists(steps(), max_size=40), st.sets(st.integers(1, 4)), st.integers(1, 8))
 @settings(max_examples=200, deadline=None)
-def test_it_finds_what_looking_at_every_vector_finds(history, groups, count):
-    index, model = VectorIndex(DIMENSIONS), {}
+def test_it_finds_what_looking_at_every_vector_finds(history: list[Step], groups: set[int], count: int) -> None:
+    index = VectorIndex(DIMENSIONS)
+    model: dict[int, tuple[int, int]] = {}
     for kind, chunk, group, seed in history:
         if kind == "put":
             index.put([entry(chunk, group, seed)])
@@ -46,14 +49,14 @@ def test_it_finds_what_looking_at_every_vector_finds(history, groups, count):
     assert index.cosines(query, [*model, 777]).keys() == model.keys()
 
 
-def test_it_grows_and_shrinks_over_its_capacity():
+def test_it_grows_and_shrinks_over_its_capacity() -> None:
     index = VectorIndex(DIMENSIONS)
     index.put(entry(n, 1, n) for n in range(1000))
     index.remove(range(990))
     assert sorted(chunk for chunk, _ in index.search(vector(1), {1}, 100)) == list(range(990, 1000))
 
 
-def test_an_empty_index_finds_nothing():
+def test_an_empty_index_finds_nothing() -> None:
     index = VectorIndex(DIMENSIONS)
     assert index.search(vector(1), {1}, 5) == []
     assert index.cosines(vector(1), [1]) == {}

@@ -60,6 +60,7 @@ async def drain(log: SqliteLog, processor: Processor[Any]) -> ProcessorLoop[Any]
     async with asyncio.timeout(20):
         while (await log.committed(processor.name)).get((CHANGES, 0), 0) < end:
             await asyncio.sleep(0.001)
+    await loop.pause()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     return loop

@@ -1,14 +1,17 @@
 """Given the rows that are there, when changes and assignments come, then these are current and these are touched."""
 
+from typing import Any
+
 import orjson
 import pytest
 
 from headwater.profile.v1 import events_pb2
 from services.kernel import topics
 from services.kernel.errors import InvalidInputError
-from services.kernel.log import Record, key_of
+from services.kernel.log import Message, Record, key_of
 from services.kernel.processor import Outcome
-from services.profile.decider import Rows, decide, events_of, finish
+from services.profile.decider import decide, finish
+from services.profile.rows import Rows, events_of
 from tests.unit.profile.examples import T0_MS, assigned, change, delivered
 
 ADA = "crm/customers/1"
@@ -21,64 +24,64 @@ class Scenario:
     def __init__(self) -> None:
         self.state = Rows()
 
-    def deliver(self, *messages):
+    def deliver(self, *messages: Message) -> list[Outcome]:
         batch = delivered(messages)
         self.state.events = events_of(batch)
         self.state.touched.clear()
         return [decide(self.state, record).outcome for record in batch]
 
     @property
-    def touched(self):
+    def touched(self) -> list[str]:
         return sorted(key.partition("\x1f")[2] for key in self.state.touched)
 
-    def body(self, record=ADA):
+    def body(self, record: str = ADA) -> Any:
         found = self.state.rows.get(key_of("default", record).decode())
         return None if found is None or found.body is None else orjson.loads(found.body)
 
 
 @pytest.fixture
-def rows():
+def rows() -> Scenario:
     return Scenario()
 
 
-def test_a_row_is_kept_before_its_assignment_comes_and_touches_nothing(rows):
+def test_a_row_is_kept_before_its_assignment_comes_and_touches_nothing(rows: Scenario) -> None:
     assert rows.deliver(change("insert", 1, {"a": 1}, at=1)) == [Outcome.APPLIED]
     assert (rows.body(), rows.touched) == ({"a": 1}, [])
 
 
-def test_an_assignment_touches_the_profile_of_a_row_that_is_there(rows):
+def test_an_assignment_touches_the_profile_of_a_row_that_is_there(rows: Scenario) -> None:
     rows.deliver(change("insert", 1, {"a": 1}, at=1))
     rows.deliver(assigned(ADA, "p1"))
     assert rows.touched == ["p1"]
 
 
-def test_an_assignment_that_comes_first_touches_once_the_row_is_there(rows):
+def test_an_assignment_that_comes_first_touches_once_the_row_is_there(rows: Scenario) -> None:
     rows.deliver(assigned(ADA, "p1"))
     assert rows.touched == []
     rows.deliver(change("insert", 1, {"a": 1}, at=1))
     assert rows.touched == ["p1"]
 
 
-def test_a_move_touches_the_old_and_the_new_profile(rows):
+def test_a_move_touches_the_old_and_the_new_profile(rows: Scenario) -> None:
     rows.deliver(change("insert", 1, {"a": 1}, at=1))
     rows.deliver(assigned(ADA, "p1", 1))
     rows.deliver(assigned(ADA, "p2", 2))
     assert rows.touched == ["p1", "p2"]
 
 
-def test_an_older_or_repeated_assignment_is_superseded(rows):
+def test_an_older_or_repeated_assignment_is_superseded(rows: Scenario) -> None:
     rows.deliver(change("insert", 1, {"a": 1}, at=1), assigned(ADA, "p2", 2))
     assert rows.deliver(assigned(ADA, "p1", 1), assigned(ADA, "p2", 2)) == [Outcome.SUPERSEDED] * 2
     assert rows.touched == []
 
 
-def test_new_identifiers_of_the_same_profile_touch_it(rows):
+def test_new_identifiers_of_the_same_profile_touch_it(rows: Scenario) -> None:
     rows.deliver(change("insert", 1, {"a": 1}, at=1), assigned(ADA, "p1", 1))
     rows.deliver(assigned(ADA, "p1", 2, identifiers=[("email", "a@x.org")]))
     assert rows.touched == ["p1"]
 
 
-def test_an_older_or_repeated_change_is_superseded(rows):
+def test_an_older_or_repeated_change_is_superseded(rows: Scenario) -> None:
     rows.deliver(change("update", 1, {"a": 2}, at=2))
     assert (
         rows.deliver(change("insert", 1, {"a": 1}, at=1), change("update", 1, {"a": 2}, at=2))
@@ -87,30 +90,30 @@ def test_an_older_or_repeated_change_is_superseded(rows):
     assert rows.body() == {"a": 2}
 
 
-def test_without_positions_the_order_of_arrival_decides(rows):
+def test_without_positions_the_order_of_arrival_decides(rows: Scenario) -> None:
     rows.deliver(change("insert", 1, {"a": 1}, time_ms=T0_MS + 5), change("update", 1, {"a": 2}, time_ms=T0_MS))
     assert rows.body() == {"a": 2}
 
 
-def test_a_deleted_row_stays_deleted_when_an_older_change_comes_late(rows):
+def test_a_deleted_row_stays_deleted_when_an_older_change_comes_late(rows: Scenario) -> None:
     rows.deliver(assigned(ADA, "p1"), change("delete", 1, at=3))
     assert rows.deliver(change("update", 1, {"a": 2}, at=2)) == [Outcome.SUPERSEDED]
     assert rows.body() is None
 
 
-def test_a_delete_touches_the_profile(rows):
+def test_a_delete_touches_the_profile(rows: Scenario) -> None:
     rows.deliver(assigned(ADA, "p1"), change("insert", 1, {"a": 1}, at=1))
     rows.deliver(change("delete", 1, at=2))
     assert (rows.body(), rows.touched) == (None, ["p1"])
 
 
-def test_the_row_is_stored_as_it_came(rows):
+def test_the_row_is_stored_as_it_came(rows: Scenario) -> None:
     message = change("insert", 1, {"b": 1, "a": 2}, at=1)
     rows.deliver(message)
     assert rows.state.rows[KEY].body == '{"b":1,"a":2}'
 
 
-def test_columns_that_a_change_leaves_out_keep_their_value(rows):
+def test_columns_that_a_change_leaves_out_keep_their_value(rows: Scenario) -> None:
     rows.deliver(change("insert", 1, {"a": 1, "photo": "big"}, at=1))
     rows.deliver(change("update", 1, {"a": 2}, at=2, unavailable=["photo"]))
     assert rows.body() == {"a": 2, "photo": "big"}
@@ -118,12 +121,12 @@ def test_columns_that_a_change_leaves_out_keep_their_value(rows):
     assert rows.body() == {"a": 3, "photo": "big"}
 
 
-def test_a_column_that_is_gone_and_not_left_out_is_gone(rows):
+def test_a_column_that_is_gone_and_not_left_out_is_gone(rows: Scenario) -> None:
     rows.deliver(change("insert", 1, {"a": 1, "b": 2}, at=1), change("update", 1, {"a": 2}, at=2))
     assert rows.body() == {"a": 2}
 
 
-def test_an_older_change_that_comes_late_fills_in_what_a_newer_one_left_out(rows):
+def test_an_older_change_that_comes_late_fills_in_what_a_newer_one_left_out(rows: Scenario) -> None:
     rows.deliver(assigned(ADA, "p1"), change("update", 1, {"a": 3}, at=3, unavailable=["photo"]))
     assert rows.deliver(change("insert", 1, {"a": 1, "photo": "old"}, at=1)) == [Outcome.APPLIED]
     assert rows.touched == ["p1"]
@@ -133,7 +136,7 @@ def test_an_older_change_that_comes_late_fills_in_what_a_newer_one_left_out(rows
     assert rows.body() == {"a": 3, "photo": "new"}
 
 
-def test_a_value_kept_twice_is_still_as_old_as_it_is(rows):
+def test_a_value_kept_twice_is_still_as_old_as_it_is(rows: Scenario) -> None:
     rows.deliver(change("insert", 1, {"a": 1, "photo": "old"}, at=1))
     rows.deliver(change("update", 1, {"a": 3}, at=3, unavailable=["photo"]))
     rows.deliver(change("update", 1, {"a": 4}, at=4, unavailable=["photo"]))
@@ -141,14 +144,14 @@ def test_a_value_kept_twice_is_still_as_old_as_it_is(rows):
     assert rows.body() == {"a": 4, "photo": "new"}
 
 
-def test_a_late_delete_takes_away_what_was_kept_from_before_it(rows):
+def test_a_late_delete_takes_away_what_was_kept_from_before_it(rows: Scenario) -> None:
     rows.deliver(change("insert", 1, {"a": 1, "photo": "old"}, at=1))
     rows.deliver(change("update", 1, {"a": 3}, at=3, unavailable=["photo"]))
     rows.deliver(change("delete", 1, at=2))
     assert rows.body() == {"a": 3}
 
 
-def test_a_truncation_removes_older_rows_of_its_entity_only(rows):
+def test_a_truncation_removes_older_rows_of_its_entity_only(rows: Scenario) -> None:
     rows.deliver(assigned(ADA, "p1"), assigned("crm/customers/2", "p2"))
     rows.deliver(
         change("insert", 1, {"a": 1}, at=1),
@@ -164,7 +167,7 @@ def test_a_truncation_removes_older_rows_of_its_entity_only(rows):
     assert rows.touched == ["p1"]
 
 
-def test_a_truncation_fences_off_older_changes_of_rows_that_were_never_seen(rows):
+def test_a_truncation_fences_off_older_changes_of_rows_that_were_never_seen(rows: Scenario) -> None:
     rows.deliver(change("truncate", at=5, partition=0))
     assert rows.deliver(change("insert", 1, {"a": 1}, at=4), change("insert", 2, {"a": 2}, at=6)) == [
         Outcome.SUPERSEDED,
@@ -173,27 +176,27 @@ def test_a_truncation_fences_off_older_changes_of_rows_that_were_never_seen(rows
     assert rows.deliver(change("truncate", at=5, partition=0)) == [Outcome.SUPERSEDED]
 
 
-def test_a_late_truncation_takes_what_a_newer_row_kept_from_before_it(rows):
+def test_a_late_truncation_takes_what_a_newer_row_kept_from_before_it(rows: Scenario) -> None:
     rows.deliver(change("insert", 1, {"a": 1, "photo": "old"}, at=1))
     rows.deliver(change("update", 1, {"a": 3}, at=3, unavailable=["photo"]))
     rows.deliver(change("truncate", at=2, partition=0))
     assert rows.body() == {"a": 3}
 
 
-def test_a_truncation_of_one_tenant_leaves_another_alone(rows):
+def test_a_truncation_of_one_tenant_leaves_another_alone(rows: Scenario) -> None:
     rows.deliver(change("insert", 1, {"a": 1}, at=1))
     rows.deliver(change("truncate", at=5, partition=0, tenant="other"))
     assert rows.body() == {"a": 1}
 
 
-def test_a_heartbeat_tells_of_the_source_and_changes_no_row(rows):
+def test_a_heartbeat_tells_of_the_source_and_changes_no_row(rows: Scenario) -> None:
     assert rows.deliver(change("heartbeat", at=7, partition=0, entity="")) == [Outcome.APPLIED]
     sighting = rows.state.sightings.newest["default", "crm"]
     assert sighting.heartbeat_ms == T0_MS + 7000
     assert not rows.state.rows
 
 
-def test_a_batch_touches_a_profile_once_at_the_newest_event_time(rows):
+def test_a_batch_touches_a_profile_once_at_the_newest_event_time(rows: Scenario) -> None:
     rows.deliver(assigned(ADA, "p1"), assigned("crm/customers/2", "p1"))
     rows.deliver(change("insert", 1, {"a": 1}, at=4), change("insert", 2, {"a": 1}, at=3))
     [message] = finish(rows.state)
@@ -202,30 +205,30 @@ def test_a_batch_touches_a_profile_once_at_the_newest_event_time(rows):
         key_of("default", "p1"),
         T0_MS + 4000,
     )
-    touched = events_pb2.ProfileTouched.FromString(message.value)
+    touched = events_pb2.ProfileTouched.FromString(message.value or b"")
     assert (touched.tenant, touched.profile_id) == ("default", "p1")
 
 
 @pytest.mark.parametrize("body", ["", "[]", "{", "7"])
-def test_a_row_that_is_no_json_object_is_refused_before_it_can_poison_its_profile(rows, body):
+def test_a_row_that_is_no_json_object_is_refused_before_it_can_poison_its_profile(rows: Scenario, body: str) -> None:
     message = change("insert", 1, {"a": 1}, at=1)
-    broken = message._replace(value=message.value.replace(b'{"a":1}', body.encode().ljust(7)))
+    broken = message._replace(value=(message.value or b"").replace(b'{"a":1}', body.encode().ljust(7)))
     with pytest.raises(InvalidInputError, match=ADA):
         rows.deliver(broken)
 
 
-def test_what_is_no_change_is_refused(rows):
+def test_what_is_no_change_is_refused(rows: Scenario) -> None:
     record = Record(topics.CHANGES, 0, 0, b"k", b"\xff\xff", "headwater.ingest.v1.Change", "e", 0)
     rows.state.events = events_of([record])
     with pytest.raises(InvalidInputError, match="changes/0/0"):
         decide(rows.state, record)
 
 
-def test_a_record_that_the_log_has_forgotten_changes_nothing(rows):
+def test_a_record_that_the_log_has_forgotten_changes_nothing(rows: Scenario) -> None:
     assert rows.deliver(change("insert", 1, {"a": 1}, at=1)._replace(value=None)) == [Outcome.SUPERSEDED]
 
 
-def test_changes_from_before_an_erasure_do_not_bring_the_record_back(rows):
+def test_changes_from_before_an_erasure_do_not_bring_the_record_back(rows: Scenario) -> None:
     rows.state.erased = {KEY: T0_MS + 5000}
     assert rows.deliver(
         change("insert", 1, {"a": 1}, at=5), assigned(ADA, "p1", time_ms=T0_MS + 5000), change("delete", 1, at=9),
@@ -234,7 +237,7 @@ def test_changes_from_before_an_erasure_do_not_bring_the_record_back(rows):
     assert not rows.state.rows
 
 
-def test_a_person_who_comes_back_after_an_erasure_is_a_new_one(rows):
+def test_a_person_who_comes_back_after_an_erasure_is_a_new_one(rows: Scenario) -> None:
     rows.state.erased = {KEY: T0_MS + 5000}
     assert rows.deliver(change("insert", 1, {"a": 1}, at=6)) == [Outcome.APPLIED]
     assert rows.body() == {"a": 1}

@@ -1,81 +1,85 @@
 """Survivorship: which value a profile gets, by example and by law."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import orjson
 import pytest
 from hypothesis import given, strategies as st
 
 from headwater.profile.v1 import events_pb2
-from services.profile.projection import Projection
+from services.profile.projection import Projection, SourceRow
 from tests.unit.profile.examples import T0_MS, row, settings
 
 BOTH = {"from": ["crm.customers.full_name", "web.accounts.display_name"]}
 
 
-def fold(rows, **table):
+def fold(rows: Sequence[SourceRow], **table: Any) -> events_pb2.Profile:
+    """The document; an empty one where there is none."""
     folded = Projection(settings(**table)).fold("default", "p1", rows)
-    return None if folded is None else events_pb2.Profile.FromString(folded.content)
+    return events_pb2.Profile() if folded is None else events_pb2.Profile.FromString(folded.content)
 
 
-def values(profile):
+def values(profile: events_pb2.Profile) -> dict[str, Any]:
     return {name: orjson.loads(field.value_json) for name, field in profile.fields.items()}
 
 
-def name_by(rule, *rows):
+def name_by(rule: str, *rows: SourceRow) -> Any:
     return values(fold(rows, fields={"name": {**BOTH, "rule": rule}}))["name"]
 
 
-def test_no_rows_make_no_document():
-    assert fold([]) is None
+def test_no_rows_make_no_document() -> None:
+    assert Projection(settings()).fold("default", "p1", []) is None
 
 
-def test_without_configuration_every_column_is_a_field_of_its_own_name():
+def test_without_configuration_every_column_is_a_field_of_its_own_name() -> None:
     profile = fold([row("crm/customers/1", {"Name": "Ada", "age": 36, "tags": ["a"], "address": {"city": "London"}})])
     assert values(profile) == {"name": "Ada", "age": 36, "tags": ["a"], "address": {"city": "London"}}
 
 
-def test_the_latest_value_prevails_and_tells_where_it_is_from():
+def test_the_latest_value_prevails_and_tells_where_it_is_from() -> None:
     profile = fold([row("crm/customers/1", {"city": "London"}, at=2), row("web/accounts/7", {"city": "Paris"}, at=1)])
     field = profile.fields["city"]
     assert (field.value_json, field.record, field.source) == ('"London"', "crm/customers/1", "crm")
     assert field.occurred_at.ToMilliseconds() == T0_MS + 2000
 
 
-def test_of_two_values_of_one_time_the_smaller_record_key_has_its_way():
+def test_of_two_values_of_one_time_the_smaller_record_key_has_its_way() -> None:
     rows = [row("web/accounts/7", {"city": "Paris"}), row("crm/customers/1", {"city": "London"})]
     assert values(fold(rows))["city"] == "London"
 
 
-def test_nulls_and_empty_texts_do_not_hide_a_value():
+def test_nulls_and_empty_texts_do_not_hide_a_value() -> None:
     rows = [row("crm/customers/1", {"city": "London"}, at=1), row("web/accounts/7", {"city": None, "mail": ""}, at=2)]
     assert values(fold(rows)) == {"city": "London"}
 
 
-def test_zero_and_false_are_values():
+def test_zero_and_false_are_values() -> None:
     rows = [row("crm/customers/1", {"n": 5, "b": True}, at=1), row("web/accounts/7", {"n": 0, "b": False}, at=2)]
     assert values(fold(rows)) == {"n": 0, "b": False}
 
 
-def test_latest_of_declared_columns():
+def test_latest_of_declared_columns() -> None:
     early, late = row("crm/customers/1", {"full_name": "A"}, at=1), row("web/accounts/7", {"display_name": "B"}, at=2)
     assert name_by("latest", early, late) == "B"
 
 
-def test_most_trusted_prefers_the_column_that_is_named_first_even_if_it_is_older():
+def test_most_trusted_prefers_the_column_that_is_named_first_even_if_it_is_older() -> None:
     early, late = row("crm/customers/1", {"full_name": "A"}, at=1), row("web/accounts/7", {"display_name": "B"}, at=2)
     assert name_by("most_trusted", early, late) == "A"
 
 
-def test_most_trusted_falls_back_where_the_trusted_column_is_empty():
+def test_most_trusted_falls_back_where_the_trusted_column_is_empty() -> None:
     rows = row("crm/customers/1", {"full_name": ""}, at=3), row("web/accounts/7", {"display_name": "B"}, at=2)
     assert name_by("most_trusted", *rows) == "B"
 
 
-def test_most_trusted_takes_the_latest_row_of_the_trusted_source():
+def test_most_trusted_takes_the_latest_row_of_the_trusted_source() -> None:
     rows = [row("crm/customers/1", {"full_name": "old"}, at=1), row("crm/customers/2", {"full_name": "new"}, at=2)]
     assert name_by("most_trusted", *rows) == "new"
 
 
-def test_most_frequent_counts_rows():
+def test_most_frequent_counts_rows() -> None:
     rows = [
         row("crm/customers/1", {"full_name": "Ada"}, at=1),
         row("crm/customers/2", {"full_name": "Ada"}, at=2),
@@ -84,12 +88,12 @@ def test_most_frequent_counts_rows():
     assert name_by("most_frequent", *rows) == "Ada"
 
 
-def test_most_frequent_takes_the_latest_where_counts_are_equal():
+def test_most_frequent_takes_the_latest_where_counts_are_equal() -> None:
     rows = [row("crm/customers/1", {"full_name": "old"}, at=1), row("web/accounts/7", {"display_name": "new"}, at=2)]
     assert name_by("most_frequent", *rows) == "new"
 
 
-def test_longest_takes_the_most_complete_text():
+def test_longest_takes_the_most_complete_text() -> None:
     rows = [
         row("crm/customers/1", {"full_name": "Ada King Lovelace"}, at=1),
         row("web/accounts/7", {"display_name": "Ada"}, at=2),
@@ -97,7 +101,7 @@ def test_longest_takes_the_most_complete_text():
     assert name_by("longest", *rows) == "Ada King Lovelace"
 
 
-def test_union_is_a_sorted_list_without_repetitions_and_takes_lists_apart():
+def test_union_is_a_sorted_list_without_repetitions_and_takes_lists_apart() -> None:
     rows = [
         row("crm/customers/1", {"full_name": ["b", "a", None]}, at=1),
         row("web/accounts/7", {"display_name": "b"}, at=2),
@@ -106,7 +110,7 @@ def test_union_is_a_sorted_list_without_repetitions_and_takes_lists_apart():
     assert name_by("union", *rows) == ["a", "b", {"x": 2, "y": 1}]
 
 
-def test_a_declared_field_is_made_of_its_columns_only_and_takes_them():
+def test_a_declared_field_is_made_of_its_columns_only_and_takes_them() -> None:
     rows = [
         row("crm/customers/1", {"full_name": "A"}, at=1),
         row("erp/clients/3", {"name": "X", "full_name": "Y"}, at=2),
@@ -114,7 +118,7 @@ def test_a_declared_field_is_made_of_its_columns_only_and_takes_them():
     assert values(fold(rows, fields={"name": {**BOTH, "rule": "latest"}})) == {"name": "A", "full_name": "Y"}
 
 
-def test_one_column_may_feed_several_fields():
+def test_one_column_may_feed_several_fields() -> None:
     fields = {
         "name": {"from": ["crm.customers.full_name"], "rule": "latest"},
         "names": {"from": ["crm.customers.full_name"], "rule": "union"},
@@ -122,7 +126,7 @@ def test_one_column_may_feed_several_fields():
     assert values(fold([row("crm/customers/1", {"full_name": "A"})], fields=fields)) == {"name": "A", "names": ["A"]}
 
 
-def test_only_declared_leaves_other_columns_to_the_rows():
+def test_only_declared_leaves_other_columns_to_the_rows() -> None:
     profile = fold(
         [row("crm/customers/1", {"full_name": "A", "city": "London"})],
         only_declared=True,
@@ -132,13 +136,13 @@ def test_only_declared_leaves_other_columns_to_the_rows():
     assert orjson.loads(profile.records[0].row_json)["city"] == "London"
 
 
-def test_secrets_are_neither_fields_nor_in_the_rows():
+def test_secrets_are_neither_fields_nor_in_the_rows() -> None:
     profile = fold([row("web/accounts/7", {"login": "ada", "Password_Hash": "x", "api_key": "y"})])
     assert values(profile) == {"login": "ada"}
     assert orjson.loads(profile.records[0].row_json) == {"login": "ada"}
 
 
-def test_a_secret_cannot_be_declared_a_field_by_mistake():
+def test_a_secret_cannot_be_declared_a_field_by_mistake() -> None:
     profile = fold(
         [row("web/accounts/7", {"password_hash": "x"})],
         fields={"p": {"from": ["web.accounts.password_hash"], "rule": "latest"}},
@@ -146,7 +150,7 @@ def test_a_secret_cannot_be_declared_a_field_by_mistake():
     assert values(profile) == {}
 
 
-def test_rows_are_listed_as_they_came_the_latest_first():
+def test_rows_are_listed_as_they_came_the_latest_first() -> None:
     profile = fold([row("crm/customers/1", {"a": 1}, at=1), row("crm/customers/2", {"a": None}, at=2)])
     assert [(r.record, r.row_json) for r in profile.records] == [
         ("crm/customers/2", '{"a":null}'),
@@ -155,7 +159,7 @@ def test_rows_are_listed_as_they_came_the_latest_first():
     assert profile.as_of.ToMilliseconds() == T0_MS + 2000
 
 
-def test_of_very_many_rows_the_latest_are_listed_and_the_others_counted_but_all_make_the_fields():
+def test_of_very_many_rows_the_latest_are_listed_and_the_others_counted_but_all_make_the_fields() -> None:
     rows = [row(f"crm/customers/{n}", {"n": n, f"c{n}": n}, at=n) for n in range(10)]
     profile = fold(rows, records_max=3)
     assert [r.record for r in profile.records] == ["crm/customers/9", "crm/customers/8", "crm/customers/7"]
@@ -163,7 +167,7 @@ def test_of_very_many_rows_the_latest_are_listed_and_the_others_counted_but_all_
     assert values(profile)["c0"] == 0
 
 
-def test_identifiers_are_gathered_and_one_suspicion_is_enough():
+def test_identifiers_are_gathered_and_one_suspicion_is_enough() -> None:
     rows = [
         row("crm/customers/1", {}, identifiers='[["email","a@x.org"],["phone","+441"]]'),
         row("web/accounts/7", {}, identifiers='[["email","a@x.org"]]', suspect=True),
@@ -190,7 +194,9 @@ ROWS = st.lists(
 
 @pytest.mark.parametrize("rule", ["latest", "most_trusted", "most_frequent", "union", "longest"])
 @given(rows=ROWS, data=st.data())
-def test_the_document_does_not_depend_on_the_order_of_the_rows(rule, rows, data):
+def test_the_document_does_not_depend_on_the_order_of_the_rows(
+    rule: str, rows: list[SourceRow], data: st.DataObject
+) -> None:
     projection = Projection(settings(fields={"name": {**BOTH, "rule": rule}}))
     shuffled = data.draw(st.permutations(rows))
     assert projection.fold("default", "p1", rows) == projection.fold("default", "p1", shuffled)
@@ -198,17 +204,17 @@ def test_the_document_does_not_depend_on_the_order_of_the_rows(rule, rows, data)
 
 @pytest.mark.parametrize("rule", ["latest", "most_trusted", "most_frequent", "longest"])
 @given(rows=ROWS)
-def test_every_value_is_one_that_its_record_offers_for_the_field(rule, rows):
+def test_every_value_is_one_that_its_record_offers_for_the_field(rule: str, rows: list[SourceRow]) -> None:
     profile = fold(rows, fields={"name": {**BOTH, "rule": rule}})
     bodies = {r.record: {k.lower(): v for k, v in orjson.loads(r.body).items()} for r in rows}
-    for name, field in profile.fields.items() if profile else ():
+    for name, field in profile.fields.items():
         offered = bodies[field.record]
         columns = ("full_name", "display_name") if name == "name" else (name,)
         assert orjson.loads(field.value_json) in [offered.get(column) for column in columns]
 
 
 @given(rows=ROWS)
-def test_a_field_is_missing_only_where_no_row_has_a_value(rows):
+def test_a_field_is_missing_only_where_no_row_has_a_value(rows: list[SourceRow]) -> None:
     profile = fold(rows)
     offered = {
         column.lower()
@@ -216,4 +222,4 @@ def test_a_field_is_missing_only_where_no_row_has_a_value(rows):
         for column, value in orjson.loads(r.body).items()
         if value is not None and value != "" and column != "password"
     }
-    assert set(profile.fields if profile else ()) == offered
+    assert set(profile.fields) == offered

@@ -1,16 +1,18 @@
 """The table [profile] of the configuration."""
 
+from typing import Any
+
 import pytest
 
 from services.kernel.errors import InvalidInputError
 from services.profile.settings import ColumnName, FieldRule, Rule, Settings
 
 
-def test_nothing_configured_is_a_valid_configuration():
+def test_nothing_configured_is_a_valid_configuration() -> None:
     assert Settings.from_config({}) == Settings()
 
 
-def test_reads_a_declared_field_with_its_columns_in_order_of_trust():
+def test_reads_a_declared_field_with_its_columns_in_order_of_trust() -> None:
     settings = Settings.from_config(
         {"fields": {"Name": {"from": ["crm.customers.Full_Name", "web.accounts.display_name"], "rule": "most_trusted"}}}
     )
@@ -22,12 +24,12 @@ def test_reads_a_declared_field_with_its_columns_in_order_of_trust():
     }
 
 
-def test_an_entity_may_hold_dots():
+def test_an_entity_may_hold_dots() -> None:
     settings = Settings.from_config({"fields": {"name": {"from": ["crm.public.customers.name"]}}})
     assert settings.fields["name"].columns == (ColumnName("crm", "public.customers", "name"),)
 
 
-def test_reads_consent_and_policies():
+def test_reads_consent_and_policies() -> None:
     settings = Settings.from_config({"consent": {"marketing": "Opt_In"}, "policies": {"Income": ["credit"]}})
     assert settings.consent == {"marketing": "opt_in"}
     assert settings.policies == {"income": frozenset({"credit"})}
@@ -51,6 +53,6 @@ def test_reads_consent_and_policies():
         ({"policies": {"income": "credit"}}, "profile.policies.income"),
     ],
 )
-def test_a_wrong_setting_is_named(table, named):
+def test_a_wrong_setting_is_named(table: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidInputError, match=named):
         Settings.from_config(table)

@@ -121,6 +121,10 @@ class _Embedder(embedder_grpc.EmbedderServiceServicer):
             freshness=freshness("knowledge"),
         )
 
+    async def GetRows(self, request: Any, context: Any) -> embedder_pb2.GetRowsResponse:  # noqa: N802
+        rows = [document for document in self.world.documents.values() if document.id.split("/")[-1] in request.keys]
+        return embedder_pb2.GetRowsResponse(hits=[hit_of(document, 0.0) for document in rows])
+
     async def GetDocument(self, request: Any, context: Any) -> embedder_pb2.GetDocumentResponse:  # noqa: N802
         await self.world.called("GetDocument", request)
         document = self.world.documents.get(request.document_id)
@@ -161,10 +165,11 @@ def found(query: str, documents: Sequence[Document], top_k: int, access: Sequenc
         if shared:
             scored.append((shared / max(1, len(asked)), document))
     scored.sort(key=lambda pair: (-pair[0], pair[1].id))
-    return [
-        embedder_pb2.Hit(
-            document_id=document.id, version=document.version, ordinal=0, text=document.text, start=0,
-            end=len(document.text), score=score, title=document.title, live_json=document.live,
-        )
-        for score, document in scored[:top_k]
-    ]  # fmt: skip
+    return [hit_of(document, score) for score, document in scored[:top_k]]
+
+
+def hit_of(document: Document, score: float) -> embedder_pb2.Hit:
+    return embedder_pb2.Hit(
+        document_id=document.id, version=document.version, ordinal=0, text=document.text, start=0,
+        end=len(document.text), score=score, title=document.title, live_json=document.live,
+    )  # fmt: skip
