@@ -169,7 +169,8 @@ def spellings(value: str) -> list[str]:
     trimmed = value.strip()
     found = [value, trimmed, trimmed.casefold()]
     if re.fullmatch(r"(\+|00)[\d\s().\-/]+", trimmed):
-        found.append("+" + re.sub(r"\D", "", trimmed.removeprefix("00")))
+        digits = re.sub(r"\D", "", trimmed.removeprefix("00"))
+        found += [f"+{digits}", digits]
     return list(dict.fromkeys(found))
 
 
