@@ -78,7 +78,7 @@ class _App:
         self._erasures = sqlite_erasure.SqliteErasures(
             database, self._documents, clock=platform.clock, forget_queries=self._searcher.forget
         )
-        self._knowledge = Knowledge(database, log_, self._documents, self._index)
+        self._knowledge = Knowledge(database, log_, self._documents, self._jobs, self._index)
         self._runner = Runner(self._jobs, self._indexer.work, policy, clock=platform.clock)
         self._documents.on_work = self._runner.wake
         self._api = EmbedderApi(

@@ -151,7 +151,7 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
         while True:
             # Before looking, so that nothing that happens meanwhile is missed.
             seen = {(topics.JOBS, partition): end for partition, end in enumerate(await self._log.end(topics.JOBS))}
-            if not self._jobs.unfinished(before):
+            if not self._jobs.unfinished_before(before):
                 break
             if not await self._log.wait_for((topics.JOBS,), seen, deadline - time.monotonic()):
                 raise self._too_late(timeout_s)

@@ -2,8 +2,9 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import PurePosixPath
 from typing import NamedTuple, ParamSpec, TypeVar
@@ -21,6 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 THREADS = min(4, os.cpu_count() or 1)
 SLICE = 16  # texts whose vectors become lasting together, and so the most that a crash takes away
+LOAD_TIMEOUT_S = 120.0
 _TRIES = 3
 
 
@@ -66,8 +68,7 @@ class Indexer:
         if assignment.version == assignment.indexed:  # only its vectors are missing: another model has come
             cut = self._chunks.stored(assignment.document)
         else:
-            content = await self._content(job, assignment)
-            cut = await self._in_thread(self._cut, assignment, content)
+            cut = await self._cut(assignment, await self._content(job, assignment))
         embedded = 0
         for _ in range(_TRIES):
             embedding = await self._embed(assignment.document, cut.chunks)
@@ -95,7 +96,19 @@ class Indexer:
             raise PermanentError(f"{assignment.key.document_id}: its content is not in the log any more: put it again")
         return events_pb2.DocumentChange.FromString(records[0].value).content
 
-    def _cut(self, assignment: Assignment, content: bytes) -> Cut:
+    async def _cut(self, assignment: Assignment, content: bytes) -> Cut:
+        if assignment.content is not None:  # a row's text, which is short and was made here
+            return await self._in_thread(self._cut_now, assignment, content)
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT_S):
+                return await in_own_thread(partial(self._cut_now, assignment, content))
+        except TimeoutError:
+            raise PermanentError(
+                f"{assignment.key.document_id} could not be read within {LOAD_TIMEOUT_S:.0f} s: it is malformed or too "
+                "large; save it again in its own application, or split it"
+            ) from None
+
+    def _cut_now(self, assignment: Assignment, content: bytes) -> Cut:
         loaded = load(content, assignment.media_type, assignment.name)
         title = loaded.title or title_of(assignment.name)
         return Cut(title, loaded.text, chunks_of(loaded, title, self._embedder.token_starts, self._limits))
@@ -117,6 +130,24 @@ class Indexer:
 
     async def _in_thread(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *arguments, **named))
+
+
+async def in_own_thread(call: Callable[[], T]) -> T:
+    """Run a call in a thread of its own, which is left to itself when whoever waits gives up.
+
+    A parser that never comes back from a malformed file takes neither a thread of a pool nor the process's end with it.
+    """
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # from here on it is settled by the thread alone
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is for whoever waits
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 def title_of(name: str) -> str:

@@ -11,7 +11,7 @@ from headwater.embedder.v1 import service_pb2 as pb
 from services.embedder.schema import DERIVED
 from services.embedder.search import may_see
 from services.embedder.sqlite_documents import SqliteDocuments
-from services.embedder.sqlite_jobs import GROUP
+from services.embedder.sqlite_jobs import GROUP, SqliteJobs
 from services.embedder.state import Key
 from services.embedder.vectors import VectorIndex
 from services.kernel import topics
@@ -27,8 +27,11 @@ READ_BY = {GROUP: (topics.DOCUMENTS, topics.CHANGES)}
 class Knowledge:
     """Reads of the knowledge base, and what a rebuild needs."""
 
-    def __init__(self, database: Database, log: SqliteLog, documents: SqliteDocuments, index: VectorIndex) -> None:
-        self._database, self._log, self._documents, self._index = database, log, documents, index
+    def __init__(
+        self, database: Database, log: SqliteLog, documents: SqliteDocuments, jobs: SqliteJobs, index: VectorIndex
+    ) -> None:
+        self._database, self._log, self._documents, self._jobs = database, log, documents, jobs
+        self._index = index
 
     def document(self, key: Key, version: str, held: frozenset[str]) -> pb.GetDocumentResponse:
         """Return a document's text.
@@ -54,23 +57,17 @@ class Knowledge:
     def freshness(self, tenant: str) -> common_pb2.StoreFreshness:
         """Return what can be found is current to: documents whose work is not done hold it back."""
         report = self._documents.freshness.report(tenant, self._log, READ_BY)
-        rows = self._database.reader.execute(
-            """SELECT j.topic, j.partition, min(j.origin), d.tenant, d.source, min(d.occurred_ms), count(*)
-               FROM knowledge_jobs j JOIN knowledge_documents d ON d.id=j.document WHERE j.state<>'parked'
-               GROUP BY j.topic, j.partition, d.tenant, d.source"""
-        ).fetchall()
-        report.behind += sum(row[-1] for row in rows)
-        for topic, partition, origin, *_ in rows:
-            for place in report.applied.offsets:
-                if (place.topic, place.partition) == (topic, partition):
-                    place.offset = min(place.offset, origin)
-        oldest: dict[str, int] = {}
-        for *_, owner, source, occurred_ms, _count in rows:
-            if owner == tenant:
-                oldest[source] = min(occurred_ms, oldest.get(source, occurred_ms))
+        waiting = self._jobs.unfinished_count()
+        if not waiting:
+            return report
+        report.behind += waiting
+        for place in report.applied.offsets:
+            if (first := self._jobs.first_unfinished(place.topic, place.partition)) is not None:
+                place.offset = min(place.offset, first)
         for entry in report.sources:
-            if entry.source in oldest and entry.as_of.ToMilliseconds() >= oldest[entry.source]:
-                entry.as_of.FromMilliseconds(max(0, oldest[entry.source] - 1))
+            since_ms = self._jobs.unfinished_since_ms(tenant, entry.source)
+            if since_ms is not None and entry.as_of.ToMilliseconds() >= since_ms:
+                entry.as_of.FromMilliseconds(max(0, since_ms - 1))
         return report
 
     def applied(self) -> common_pb2.Position:

@@ -48,13 +48,17 @@ SCHEMA = (
     """CREATE TABLE knowledge_progress (
          document INTEGER, hash BLOB, PRIMARY KEY (document, hash)) WITHOUT ROWID""",
     "CREATE INDEX knowledge_progress_by_hash ON knowledge_progress (hash)",
-    # Work that is not done, or given up. `origin` is the oldest record of the document that cannot be found yet.
+    # Work that is not done, or given up. `origin` is the oldest record of the document that cannot be found yet, and
+    # `since_ms` its event time.
     """CREATE TABLE knowledge_jobs (
          document INTEGER PRIMARY KEY, version TEXT NOT NULL, provider TEXT NOT NULL, lane INTEGER NOT NULL,
          size INTEGER NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL, due_at REAL NOT NULL,
          last_error TEXT NOT NULL, content BLOB, media_type TEXT NOT NULL, topic TEXT NOT NULL,
-         partition INTEGER NOT NULL, "offset" INTEGER NOT NULL, origin INTEGER NOT NULL)""",
+         partition INTEGER NOT NULL, "offset" INTEGER NOT NULL, origin INTEGER NOT NULL, tenant TEXT NOT NULL,
+         source TEXT NOT NULL, since_ms INTEGER NOT NULL)""",
     "CREATE INDEX knowledge_jobs_due ON knowledge_jobs (lane, due_at) WHERE state <> 'parked'",
+    "CREATE INDEX knowledge_jobs_by_place ON knowledge_jobs (topic, partition, origin) WHERE state <> 'parked'",
+    "CREATE INDEX knowledge_jobs_by_source ON knowledge_jobs (tenant, source, since_ms) WHERE state <> 'parked'",
 )
 DERIVED = (  # everything that a rebuild makes again; vectors stay, they are named by what they are of
     "knowledge_documents",

@@ -222,8 +222,8 @@ class SqliteChunks:
             documents = parameter(document for (document,) in rows)
             unit.execute(
                 """INSERT INTO knowledge_jobs
-                     SELECT id, version, ?, 1, length(text), 'pending', 0, ?, '', NULL, '', '', 0, 0, 0
-                     FROM knowledge_documents WHERE id IN (SELECT value FROM json_each(?))""",
+                     SELECT id, version, ?, 1, length(text), 'pending', 0, ?, '', NULL, '', '', 0, 0, 0, tenant, source,
+                       shown_ms FROM knowledge_documents WHERE id IN (SELECT value FROM json_each(?))""",
                 (self._model_id, now, documents),
             )
         return len(rows)

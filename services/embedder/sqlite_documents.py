@@ -162,27 +162,28 @@ class SqliteDocuments:
             )
             row_id = cursor.lastrowid or 0
         if (work := state.work.get(key)) is not None:
-            self._save_work(row_id, document.wanted, work)
+            self._save_work(row_id, document, work)
         elif not document.waits:
             writer.execute("DELETE FROM knowledge_jobs WHERE document=?", (row_id,))
 
-    def _save_work(self, row_id: int, version: str, work: Work) -> None:
+    def _save_work(self, row_id: int, document: Document, work: Work) -> None:
         # The same version again only moves to where its content is now; a newer one starts afresh. Whoever waits for
         # the older one's position waits for the newer.
         self._database.writer.execute(
-            """INSERT INTO knowledge_jobs VALUES (?, ?, ?, ?, ?, ?, 0, ?, '', ?, ?, ?, ?, ?, ?)
+            """INSERT INTO knowledge_jobs VALUES (?, ?, ?, ?, ?, ?, 0, ?, '', ?, ?, ?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT (document) DO UPDATE SET
                  lane=min(lane, excluded.lane), size=excluded.size, content=excluded.content,
                  media_type=excluded.media_type, topic=excluded.topic, partition=excluded.partition,
-                 "offset"=excluded."offset",
+                 "offset"=excluded."offset", source=excluded.source,
                  state=iif(version=excluded.version, state, excluded.state),
                  attempts=iif(version=excluded.version, attempts, 0),
                  due_at=iif(version=excluded.version, due_at, excluded.due_at),
                  last_error=iif(version=excluded.version, last_error, ''),
                  version=excluded.version""",
             (
-                row_id, version, self._provider, work.lane, work.size, JobState.PENDING.value, self._clock(),
+                row_id, document.wanted, self._provider, work.lane, work.size, JobState.PENDING.value, self._clock(),
                 work.content, work.media_type, work.topic, work.partition, work.offset, work.offset,
+                document.key.tenant, document.source, document.occurred_ms,
             ),
         )  # fmt: skip
 

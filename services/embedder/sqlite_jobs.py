@@ -155,7 +155,7 @@ class SqliteJobs:
 
     def open_count(self) -> int:
         """Return how many documents cannot be found yet, or were given up."""
-        return int(self._database.reader.execute("SELECT count(*) FROM knowledge_jobs").fetchone()[0])
+        return int(self._one("SELECT count(*) FROM knowledge_jobs") or 0)
 
     async def all_finished(self) -> None:
         """Wait until no job waits to be done; those that were given up do not count."""
@@ -166,15 +166,33 @@ class SqliteJobs:
                 return
             await self._log.wait_for((topics.JOBS,), seen, _MUTED_POLL_S)
 
-    def unfinished(self, before: Mapping[tuple[str, int], int] | None = None) -> bool:
-        """Tell whether a job waits to be done: any, or one of a record below an offset of a (topic, partition)."""
-        reader = self._database.reader
-        if before is None:
-            return reader.execute("SELECT 1 FROM knowledge_jobs WHERE state<>'parked' LIMIT 1").fetchone() is not None
-        rows = reader.execute(
-            "SELECT topic, partition, min(origin) FROM knowledge_jobs WHERE state<>'parked' GROUP BY topic, partition"
+    def unfinished(self) -> bool:
+        """Tell whether a job waits to be done; those that were given up do not count."""
+        return self._one("SELECT 1 FROM knowledge_jobs WHERE state<>'parked' LIMIT 1") is not None
+
+    def unfinished_before(self, before: Mapping[tuple[str, int], int]) -> bool:
+        """Tell whether a job waits of a record below an offset of a (topic, partition)."""
+        sql = "SELECT 1 FROM knowledge_jobs WHERE state<>'parked' AND topic=? AND partition=? AND origin<? LIMIT 1"
+        return any(self._one(sql, *place, offset) is not None for place, offset in before.items())
+
+    def unfinished_count(self) -> int:
+        """Return how many jobs wait to be done."""
+        return int(self._one("SELECT count(*) FROM knowledge_jobs WHERE state<>'parked'") or 0)
+
+    def first_unfinished(self, topic: str, partition: int) -> int | None:
+        """Return the offset of the oldest record of a partition whose document cannot be found yet."""
+        return self._one(
+            "SELECT min(origin) FROM knowledge_jobs WHERE state<>'parked' AND topic=? AND partition=?", topic, partition
         )
-        return any(origin < before.get((topic, partition), 0) for topic, partition, origin in rows)
+
+    def unfinished_since_ms(self, tenant: str, source: str) -> int | None:
+        """Return the event time of the oldest change of a source that cannot be found yet."""
+        sql = "SELECT min(since_ms) FROM knowledge_jobs WHERE state<>'parked' AND tenant=? AND source=?"
+        return self._one(sql, tenant, source)
+
+    def _one(self, sql: str, *parameters: object) -> int | None:
+        row = self._database.reader.execute(sql, parameters).fetchone()
+        return row[0] if row else None
 
     def parked(self, before: Mapping[tuple[str, int], int]) -> list[events_pb2.EmbeddingJob]:
         """Return the jobs that were given up, of records below the offsets."""

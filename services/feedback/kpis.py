@@ -5,6 +5,7 @@ window again. An observation belongs to the time of the *question*, whenever its
 of the answers that were given in it. A conversation that is rated as a whole counts at the time of that rating.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from services.feedback.answers import RATING_UNIT, Answer, Classified, Rating, Turn
-from services.kernel.aggregates import Aggregate
+from services.kernel.aggregates import Summary
 from services.kernel.log import DEFAULT_TENANT, SEPARATOR
 from services.kernel.windows import Change, Entry
 
@@ -60,6 +61,7 @@ class Computed(NamedTuple):
     size: int
 
 
+@functools.cache
 def per_mille(statistic: str) -> int | None:
     """The percentile that a statistic is (p95 is 950); None when it is none.
 
@@ -81,29 +83,29 @@ def measures_with_spread(kpis: Sequence[Kpi]) -> frozenset[str]:
     return frozenset(kpi.measure for kpi in kpis if per_mille(kpi.statistic) is not None)
 
 
-def compute(kpi: Kpi, measures: Mapping[str, Aggregate]) -> Computed:
-    """Return a KPI's value of a window."""
-    aggregate = measures.get(kpi.measure)
-    if aggregate is None or aggregate.count == 0:
+def compute(kpi: Kpi, summary: Summary | None) -> Computed:
+    """Return a KPI's value of what a window holds of its measure."""
+    if summary is None or summary.size == 0:
         return Computed(kpi.name, None, 0)
     unit, rank = MEASURES[kpi.measure], per_mille(kpi.statistic)
     if rank is not None:
-        found = aggregate.percentile(rank)
+        found = summary.percentile(rank)
         value = None if found is None else found / unit
     elif kpi.statistic == "mean":
-        value = aggregate.total / (aggregate.count * unit)
+        value = summary.total / (summary.size * unit)
     else:
-        value = aggregate.total / unit if kpi.statistic == "sum" else float(aggregate.count)
-    return Computed(kpi.name, value, aggregate.count)
+        value = summary.total / unit if kpi.statistic == "sum" else float(summary.size)
+    return Computed(kpi.name, value, summary.size)
 
 
 def corrected(kpis: Sequence[Kpi], change: Change) -> Iterator[Computed]:
     """The KPIs of a window that differ from what was told before."""
-    before = {name: Aggregate.restored(state) for name, state in change.before.items()}
     for kpi in kpis:
-        computed = compute(kpi, change.cell.measures)
-        if computed != compute(kpi, before):
-            yield computed
+        if kpi.measure in change.before:
+            computed = compute(kpi, change.cell.measures.get(kpi.measure))
+            before = change.before[kpi.measure]
+            if before is None or computed.size != before.size or computed != compute(kpi, before):
+                yield computed
 
 
 def group_of(tenant: str, dimensions: Mapping[str, str]) -> str:

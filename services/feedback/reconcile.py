@@ -106,7 +106,7 @@ class Recomputation:
             (change.key, kpi.name): computed
             for change in table.settle()
             for kpi in self._settings.kpis
-            if (computed := compute(kpi, change.cell.measures)).size
+            if (computed := compute(kpi, change.cell.measures.get(kpi.measure))).size
         }
 
     def _without_the_erased(self) -> Mapping[Key, Answer]:

@@ -67,9 +67,10 @@ def move_rows(state: WorkingSet) -> None:
     for row in state.rows.values():
         if not row.touched:
             continue
-        if row.node_id_before is not None and (row.moves or row.first_seen != row.first_seen_before):
-            row.node = row.node_before = state.nodes[row.node_id_before]
-        if row.moves:
+        moves = row.moves
+        if row.stored is not None and row.stored.node_id is not None and (moves or row.sighted):
+            row.node = row.node_before = state.nodes[row.stored.node_id]
+        if moves:
             _move(state, row)
         elif row.node is not None:
             row.node.sight(row.key, row.first_seen, row.cause_ms)
@@ -92,9 +93,9 @@ def recount(state: WorkingSet) -> dict[Link, Crowd]:
     if not state.crowds:
         return counts
     for node in state.nodes.values():
-        rows = node.rows - node.rows_before
+        rows = node.rows - node.before.rows
         if rows:
-            records = bool(node.rows) - bool(node.rows_before)
+            records = bool(node.rows) - bool(node.before.rows)
             for link in node.content.links:
                 if link in state.crowds:
                     known = counts.get(link, state.crowds[link])
@@ -152,36 +153,39 @@ def _newly_crowded(state: WorkingSet, nodes: Sequence[Node], holders: Holders) -
 
 def _components(nodes: Iterable[Node], holders: Holders, muted: frozenset[Link], kinds: Kinds) -> list[Component]:
     """Gather the nodes that links join, and resolve each set; nodes that nothing links are set apart at once."""
-    done: set[Link] = set(muted)
-    placed: set[int] = set()
+    gathered = {node.id: [node] for node in nodes if node.rows}
+    for link, held in holders.items():
+        if len(held) > 1 and link not in muted:
+            _gather(gathered, held)
     components = []
-    for start in nodes:
-        if not start.rows or start.id in placed:
-            continue
-        found, links, waiting = [], 0, [start]
-        placed.add(start.id)
-        while waiting:
-            node = waiting.pop()
-            found.append(node)
-            for link in node.content.links:
-                if link in done:
-                    continue
-                done.add(link)
-                links += 1
-                for other in holders[link]:
-                    if other.id not in placed:
-                        placed.add(other.id)
-                        waiting.append(other)
-        if links == 0:
-            start.component, start.standing = None, Standing(None, suspect=False, muted=start.content.links)
+    for node_id, found in gathered.items():
+        if found[0].id != node_id:
+            continue  # it was met before, with the first of its component
+        links = found[0].content.links
+        if len(found) == 1 and muted.issuperset(links):
+            found[0].component, found[0].standing = None, Standing(None, suspect=False, muted=links)
         else:
-            components.append(_resolved(found, links, muted, kinds))
+            components.append(_resolved(found, muted, kinds))
     return components
 
 
-def _resolved(nodes: list[Node], links: int, muted: frozenset[Link], kinds: Kinds) -> Component:
+def _gather(gathered: dict[int, list[Node]], held: Sequence[Node]) -> None:
+    """Join the sets of some nodes; the smaller goes into the larger, so that no node moves often."""
+    into = gathered[held[0].id]
+    for node in held:
+        other = gathered[node.id]
+        if other is not into:
+            if len(other) > len(into):
+                into, other = other, into
+            into.extend(other)
+            for moved in other:
+                gathered[moved.id] = into
+
+
+def _resolved(nodes: list[Node], muted: frozenset[Link], kinds: Kinds) -> Component:
     """Set the standing of the nodes of one component."""
     if len(nodes) <= kinds.max_cluster and not any(node.content.unique for node in nodes):
+        links = sum(len(node.content.links) for node in nodes)
         suspect = links > kinds.values_always_fine and has_too_many_values([n.content for n in nodes], muted, kinds)
         _set_standing(nodes, suspect=suspect, muted=muted)
         return Component(nodes, None)
@@ -193,10 +197,12 @@ def _resolved(nodes: list[Node], links: int, muted: frozenset[Link], kinds: Kind
 
 
 def _set_standing(nodes: Sequence[Node], *, suspect: bool, muted: frozenset[Link]) -> None:
-    profile = birth_id(min(node.first for node in nodes)[1])
+    profile = birth_id(min([node.first for node in nodes])[1])
+    standing = Standing(profile, suspect, ())
     for node in nodes:
-        own = tuple(link for link in node.content.links if link in muted) if muted else ()
-        node.standing = Standing(profile, suspect, own)
+        node.standing = standing
+        if muted and (own := tuple(link for link in node.content.links if link in muted)):
+            node.standing = Standing(profile, suspect, own)
 
 
 def _set_components(state: WorkingSet, components: Iterable[Component]) -> None:
@@ -205,8 +211,8 @@ def _set_components(state: WorkingSet, components: Iterable[Component]) -> None:
     for component in sorted(components, key=lambda component: -len(component.nodes)):
         counts: dict[int, int] = defaultdict(int)
         for node in component.nodes:
-            if node.component_before is not None and node.component_before not in taken:
-                counts[node.component_before] += 1
+            if node.before.component is not None and node.before.component not in taken:
+                counts[node.before.component] += 1
         if counts:
             name = max(counts, key=lambda known: (counts[known], -known))
         else:

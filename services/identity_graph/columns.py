@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from services.identity_graph.normalise import junk_test, normaliser, word_set
-from services.identity_graph.settings import ColumnRule, EntityRule, Settings, Strength
+from services.identity_graph.settings import ColumnRule, EntityRule, Format, Settings, Strength
 
 JUNK = "~"
 """Stands before the kind of an identifier that is junk: it is kept for explanations, and links nobody."""
@@ -44,7 +44,8 @@ _NAMES: tuple[tuple[str, str], ...] = (
     ("email", r"(.*_)?e_?mails?(_address(es)?|_addr)?|mail"),
     ("phone", r"(.*_)?(phone|telephone|mobile|cellphone|cell|msisdn|tel)s?(_numbers?|_num|_no|_nr)?"),
     ("device", r"(.*_)?device(_?id|_uuid)?|idfa|gaid|advertising_id|anonymous_id|visitor_id"),
-    ("account", r"(account|loyalty|frequent_flyer|membership)(_?id|_?number|_no|_nr)|account|member_(number|no)"),
+    ("loyalty", r"(loyalty|frequent_flyer|membership)(_?card)?(_?id|_?number|_no|_nr)|member_(number|no)"),
+    ("account", r"account(_?id|_?number|_no|_nr)?"),
     ("national", r"ssn|social_security_(number|no)|soc_sec_id|national_id(_number)?|national_insurance_number|nino"),
     ("tax", r"tax_?(id|number|no)|tin"),
     ("passport", r"passport(_number|_no|_nr|_id)?"),
@@ -81,7 +82,7 @@ class Extractor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._readers: dict[ColumnRule, Reader] = {}
+        self._readers: dict[tuple[ColumnRule, str], Reader] = {}
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
         self._ignored: dict[tuple[str, str], bool] = {}
 
@@ -97,7 +98,9 @@ class Extractor:
 
     def normalise(self, kind: str, value: str) -> tuple[str, str] | None:
         """Return kind and value in the one form of an identifier that somebody asks for; None when it is none."""
-        return self._reader(ColumnRule(kind))(value) if kind in self._settings.kinds else None
+        if kind not in self._settings.kinds:
+            return None
+        return self._reader(ColumnRule(kind), self._settings.default_region)(value)
 
     def entries(
         self, source: str, entity: str, key: Mapping[str, Any], row: Mapping[str, Any]
@@ -136,16 +139,25 @@ class Extractor:
 
     def _shape(self, source: str, entity: str, key: Mapping[str, Any], row: Mapping[str, Any]) -> _Shape:
         columns = tuple(_paths(row)) if dict in map(type, row.values()) else tuple(row)
-        place = (source, entity, columns, len(key))
+        region = row.get("country_code") or row.get("country") or ""
+        if region.__class__ is not str or len(region) != 2:
+            region = self._settings.default_region
+        place = (source, entity, columns, len(key), region)
         shape = self._shapes.get(place)
         if shape is None:
             if len(self._shapes) >= REMEMBERED_SHAPES:
                 self._shapes.clear()
-            shape = self._shapes[place] = self._make_shape(source, entity, tuple(key), columns)
+            shape = self._shapes[place] = self._make_shape(source, entity, tuple(key), columns, region=region)
         return shape
 
     def _make_shape(
-        self, source: str, entity: str, key: tuple[str, ...], columns: tuple[str | tuple[str, ...], ...]
+        self,
+        source: str,
+        entity: str,
+        key: tuple[str, ...],
+        columns: tuple[str | tuple[str, ...], ...],
+        *,
+        region: str,
     ) -> _Shape:
         entity_rule = self._settings.entities.get((source, entity), EntityRule())
         paths = {path: _words(".".join(path)) for path in (c if isinstance(c, tuple) else (c,) for c in columns)}
@@ -158,17 +170,19 @@ class Extractor:
         person = entity_rule.person
         if person is None:
             person = any(self._settings.kinds[rule.kind].strength is not Strength.WEAK for rule in rules.values())
-        columns_read = [_Column(".".join(path), path, self._reader(rule)) for path, rule in rules.items()]
+        columns_read = [_Column(".".join(path), path, self._reader(rule, region)) for path, rule in rules.items()]
         return _Shape(person, tuple(sorted(columns_read, key=lambda column: column[:2])))
 
-    def _reader(self, rule: ColumnRule) -> Reader:
-        if rule not in self._readers:
-            self._readers[rule] = self._make_reader(rule)
-        return self._readers[rule]
+    def _reader(self, rule: ColumnRule, region: str) -> Reader:
+        place = (rule, region if self._settings.kinds[rule.kind].format is Format.PHONE else "")
+        if place not in self._readers:
+            self._readers[place] = self._make_reader(*place)
+        return self._readers[place]
 
-    def _make_reader(self, rule: ColumnRule) -> Reader:
+    def _make_reader(self, rule: ColumnRule, region: str) -> Reader:
         kind, format_ = rule.kind, self._settings.kinds[rule.kind].format
-        normalise, is_junk = normaliser(format_, self._settings), junk_test(format_, self._settings.junk)
+        normalise = normaliser(format_, self._settings, region)
+        is_junk = junk_test(format_, self._settings.junk)
 
         def read(written: str) -> tuple[str, str] | None:
             value = normalise(written)
@@ -212,12 +226,11 @@ def _kind_of(name: str) -> str | None:
 
 
 def _rule_of(kind: str, name: str, source: str) -> ColumnRule:
-    if kind != "account":
-        return ColumnRule(kind)
-    # Numbers that an organisation gives its customers are its alone when they are long; ids of rows never are.
-    noun = name.partition("_")[0]
-    return ColumnRule(
-        kind, scope_of_numbers=f"{source}/{noun}", digits_min=0 if name in {"account", "account_id", "accountid"} else 6
+    # A bare number is of its source, unless it is a member's and long enough to be told apart from others'.
+    if kind == "account":
+        return ColumnRule(kind, scope_of_numbers=f"{source}/{name.partition('_')[0]}")
+    return (
+        ColumnRule(kind, scope_of_numbers=f"{source}/{kind}", digits_min=6) if kind == "loyalty" else ColumnRule(kind)
     )
 
 

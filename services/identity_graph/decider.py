@@ -41,6 +41,7 @@ def _apply_row(state: WorkingSet, delta: Delta) -> Decision:
         row = state.rows[delta.key] = Row(delta.key)
     if delta.occurred_ms < row.first_seen:
         row.first_seen, row.touched = delta.occurred_ms, True
+        row.cause_ms = max(row.cause_ms, delta.occurred_ms)
     fence = state.truncated.get((delta.tenant, delta.source, delta.entity)) if state.truncated else None
     if (row.position and not newer(delta.position, row.position)) or (fence and not newer(delta.position, fence)):
         return APPLIED if row.carried and _fill_in(row, delta) else SUPERSEDED

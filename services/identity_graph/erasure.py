@@ -74,8 +74,8 @@ class SubjectStore:
         fences = self._fences(request, keys, state)
         forgotten = take_out(state, fences)
         removed = {
-            "records": sum(state.rows[key].text_before is not None for key in forgotten),
-            "former records": sum(state.rows[key].text_before is None for key in forgotten),
+            "records": sum(state.rows[key].moves for key in forgotten),
+            "former records": sum(not state.rows[key].moves for key in forgotten),
         }
         outcome = await work_out(self._graph, state)
         removed["identifiers"] = sum(len(node.content.links) for node in outcome.nodes if not node.rows)

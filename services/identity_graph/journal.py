@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from headwater.identity_graph.v1 import events_pb2
-from services.identity_graph.assignments import identifier
 from services.identity_graph.clustering import Component, Outcome
 from services.identity_graph.matching import Refusal, resolve
 from services.identity_graph.model import Key, Link, Node, WorkingSet, birth_id, split_key, split_link, tenant_of
@@ -60,66 +59,78 @@ def decisions(state: WorkingSet, outcome: Outcome) -> list[Message]:
             into[flow.new].append(flow)
         if flow.old is not None:
             out_of[flow.old].append(flow)
-    ends = {old: {flow.new for flow in flows if flow.new is not None} for old, flows in out_of.items()}
     stories = [*_quarantines(state, outcome)]
     for profile, flows in into.items():
-        stories.extend(_gains(outcome, profile, flows, ends))
+        if any(flow.old != profile for flow in flows):
+            stories.extend(_gains(outcome, profile, flows, out_of))
     for profile, flows in out_of.items():
-        stories.extend(_losses(outcome, profile, flows, into))
+        if any(flow.new != profile for flow in flows):
+            stories.extend(_losses(outcome, profile, flows, into))
     stories.extend(_refused(state, outcome))
     return [_message(state, story) for story in stories]
 
 
-def _flows(state: WorkingSet, outcome: Outcome) -> Iterator[Flow]:
-    for node in outcome.nodes:
-        if not node.rows_before or not node.rows or node.rows == len(node.joined):
-            continue
-        old, new = node.standing_before.profile, node.standing.profile
-        if old is not None and old == new:
-            yield Flow(old, new, (), node, node)
-            continue
-        stayed = sorted((node.members or {}).keys() - node.joined)
-        if old is not None and new is not None:
-            yield Flow(old, new, stayed, node, node)
-        elif old is not None or new is not None:
-            for key in stayed:
-                yield Flow(old or birth_id(key), new or birth_id(key), (key,), node, node)
+def _flows(state: WorkingSet, outcome: Outcome) -> list[Flow]:
+    """Return where rows went, for all profiles that anything came to or went from."""
+    moved = []
     for row in state.rows.values():
         before, now = row.node_before, row.node
         if before is not now:
-            old = None if before is None else before.standing_before.profile or birth_id(row.key)
+            old = None if before is None else before.before.standing.profile or birth_id(row.key)
             new = None if now is None else now.standing.profile or birth_id(row.key)
-            yield Flow(old, new, (row.key,), before, now)
+            moved.append(Flow(old, new, (row.key,), before, now))
+    concerned = {profile for flow in moved for profile in flow[:2]}
+    for node in outcome.nodes:
+        if node.before.standing.profile != node.standing.profile:
+            concerned |= {node.before.standing.profile, node.standing.profile}
+    return [*moved, *(flow for node in outcome.nodes if node.before.rows for flow in _staying(node, concerned))]
 
 
-def _gains(outcome: Outcome, profile: str, flows: Sequence[Flow], ends: dict[str, set[str]]) -> Iterator[Story]:
+def _staying(node: Node, concerned: Collection[str | None]) -> Iterator[Flow]:
+    """Return what became of the rows that stayed in a node."""
+    old, new = node.before.standing.profile, node.standing.profile
+    if (old not in concerned and new not in concerned) or node.rows == len(node.joined):
+        return
+    if old is not None and old == new:
+        yield Flow(old, new, (), node, node)
+        return
+    stayed = sorted((node.members or {}).keys() - node.joined)
+    if old is not None and new is not None:
+        yield Flow(old, new, stayed, node, node)
+    elif old is not None or new is not None:
+        for key in stayed:
+            yield Flow(old or birth_id(key), new or birth_id(key), (key,), node, node)
+
+
+def _gains(outcome: Outcome, profile: str, flows: Sequence[Flow], out_of: dict[str, list[Flow]]) -> Iterator[Story]:
     """Rows that joined a profile, and profiles that became one with it."""
-    sources = {flow.old for flow in flows} - {None}
-    merged = sorted(old for old in sources if old and old != profile and ends[old] == {profile})
-    nodes = {flow.node for flow in flows if flow.node is not None}
+    sources = {flow.old for flow in flows if flow.old is not None}
+    merged = sorted(
+        old for old in sources if old != profile and all(flow.new in {None, profile} for flow in out_of[old])
+    )
     if len(sources) > 1 and merged:
+        nodes = {flow.node for flow in flows if flow.node is not None}
         links = sorted(
             link
             for link in {link for node in nodes for link in node.content.links}
-            if len({node.standing_before.profile for node in outcome.holders.get(link, ())}) > 1
+            if len({node.before.standing.profile for node in outcome.holders.get(link, ())}) > 1
         )
         keys = [key for flow in flows if flow.old in merged for key in flow.keys]
-        yield Story(
-            events_pb2.DECISION_KIND_MERGED, profile, merged, keys, links, f"their records share {_words(links)}", nodes
-        )
-    joined = [flow for flow in flows if flow.old is None or (flow.old != profile and flow.old not in merged)]
-    if not sources:
-        joined = [flow for flow in joined if birth_id(flow.keys[0]) != profile]  # it was the first: nothing to join
-    elif len(sources) == 1 and sources <= {*merged}:
-        joined = [flow for flow in joined if flow.old is None]
+        reason = f"their records share {_words(links)}"
+        yield Story(events_pb2.DECISION_KIND_MERGED, profile, merged, keys, links, reason, nodes)
+    if sources:
+        joined = [flow for flow in flows if flow.old is None or (flow.old != profile and flow.old not in merged)]
+    else:  # a new profile: one record was the first, and joined nobody
+        joined = [flow for flow in flows if birth_id(flow.keys[0]) != profile]
     if joined:
         links = sorted({
             link for flow in joined if flow.node is not None for link in flow.node.content.links
-            if len(outcome.holders.get(link, ())) > 1 or (flow.node.rows > 1 and link in outcome.holders)
+            if (holders := outcome.holders.get(link)) and (len(holders) > 1 or flow.node.rows > 1)
         })  # fmt: skip
         keys = [key for flow in joined for key in flow.keys]
         renamed = merged if len(sources) == 1 else ()
         reason = f"{_some(keys)} shares {_words(links)} with it"
+        nodes = {flow.node for flow in joined if flow.node is not None}
         yield Story(events_pb2.DECISION_KIND_LINKED, profile, renamed, keys, links, reason, nodes)
 
 
@@ -170,8 +181,8 @@ def _refused(state: WorkingSet, outcome: Outcome) -> Iterator[Story]:
 
 
 def _refusals_before(state: WorkingSet, outcome: Outcome, component: Component) -> set[tuple[Link, str, str]]:
-    names = {node.component_before for node in component.nodes} - {None}
-    before = [node for node in outcome.nodes if node.rows_before and node.component_before in names]
+    names = {node.before.component for node in component.nodes} - {None}
+    before = [node for node in outcome.nodes if node.before.rows and node.before.component in names]
     before.sort(key=lambda node: node.content.text)
     resolution = resolve([node.content for node in before], state.crowds, state.kinds)
     return {(r.link, before[r.left].content.text, before[r.right].content.text) for r in resolution.refusals}
@@ -180,7 +191,7 @@ def _refusals_before(state: WorkingSet, outcome: Outcome, component: Component) 
 def _quarantines(state: WorkingSet, outcome: Outcome) -> Iterator[Story]:
     for link in outcome.quarantined:
         nodes = _holding(outcome, link)
-        olds = sorted({node.standing_before.profile for node in nodes if node.standing_before.profile})
+        olds = sorted({node.before.standing.profile for node in nodes if node.before.standing.profile})
         news = _profiles(nodes)
         limit = state.kinds.max_records[split_link(link)[0]]
         reason = f"{_words([link])} is on {_count(nodes)}, more than the {limit} that may tell one person"
@@ -222,10 +233,12 @@ def _words(links: Sequence[Link]) -> str:
 def _message(state: WorkingSet, story: Story) -> Message:
     cause_ms = max((node.cause_ms for node in story.nodes), default=0) or state.newest_ms
     tenant = tenant_of(story.keys[0]) if story.keys else next(iter(story.nodes)).content.tenant
-    event = events_pb2.IdentityDecided(
-        tenant=tenant, kind=story.kind, profile_id=story.profile, other_profile_ids=list(story.others)[:LISTED],
-        records=[split_key(key)[1] for key in story.keys[:LISTED]],
-        evidence=map(identifier, story.links[:LISTED]), reason=story.reason,
-    )  # fmt: skip
+    event = events_pb2.IdentityDecided(tenant=tenant, kind=story.kind, profile_id=story.profile, reason=story.reason)
+    event.records.extend([split_key(key)[1] for key in story.keys[:LISTED]])
+    if story.others:
+        event.other_profile_ids.extend(list(story.others)[:LISTED])
+    for link in story.links[:LISTED]:
+        kind, value = split_link(link)
+        event.evidence.add(kind=kind, value=value)
     event.occurred_at.seconds, event.occurred_at.nanos = cause_ms // 1000, cause_ms % 1000 * 1_000_000
     return Message(topics.DECISIONS, key_of(tenant, story.profile), event.SerializeToString(), DECIDED, cause_ms)

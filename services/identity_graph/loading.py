@@ -9,8 +9,20 @@ from collections.abc import Collection, Iterable, Sequence
 import orjson
 
 from services.identity_graph.clustering import Outcome, move_rows, recluster, recount
-from services.identity_graph.model import NOWHERE, Kinds, Node, Row, Standing, WorkingSet, tenant_of
-from services.identity_graph.ports import LINK_SEPARATOR, GraphReader, StoredNode, StoredRow
+from services.identity_graph.model import (
+    LINK_SEPARATOR,
+    NOWHERE,
+    Before,
+    Kinds,
+    Node,
+    Row,
+    Standing,
+    StoredNode,
+    StoredRow,
+    WorkingSet,
+    tenant_of,
+)
+from services.identity_graph.ports import GraphReader
 
 
 async def begin(graph: GraphReader, kinds: Kinds, keys: Collection[str], partition: int) -> WorkingSet:
@@ -25,13 +37,13 @@ async def begin(graph: GraphReader, kinds: Kinds, keys: Collection[str], partiti
 
 def take_rows(state: WorkingSet, stored: Iterable[StoredRow]) -> None:
     """Take stored records into the working set; those that are there already stay as they are."""
-    for row_id, key, partition, offset, position, first_seen, node_id, text, carried, buried in stored:
-        if key not in state.rows:
-            gone = tuple(orjson.loads(buried)) if buried else ()
-            state.rows[key] = Row(
-                key, row_id, partition, offset, position, first_seen, text,
-                orjson.loads(carried) if carried else None, gone, node_id, text, first_seen, gone,
-            )  # fmt: skip
+    for row in stored:
+        if row.key not in state.rows:
+            carried = orjson.loads(row.carried) if row.carried else None
+            buried = tuple(orjson.loads(row.buried)) if row.buried else ()
+            state.rows[row.key] = Row(
+                row.key, row, row.partition, row.offset, row.position, row.first_seen, row.text, carried, buried
+            )
 
 
 async def work_out(graph: GraphReader, state: WorkingSet) -> Outcome:
@@ -44,7 +56,7 @@ async def work_out(graph: GraphReader, state: WorkingSet) -> Outcome:
         await _take_whole_components(graph, state, await graph.holders(released))
     await _fill(graph, [node for node in state.nodes.values() if node.lost_its_first])
     outcome = recluster(state, counts)
-    await _fill(graph, [n for n in outcome.nodes if n.rows and n.rows_before and n.standing != n.standing_before])
+    await _fill(graph, [n for n in outcome.nodes if n.rows and n.before.rows and n.standing != n.before.standing])
     return outcome
 
 
@@ -60,7 +72,9 @@ async def _read_components(graph: GraphReader, state: WorkingSet) -> None:
     links = {link for content in contents.values() for link in content.links}
     state.crowds = await graph.crowds(links)
     linking = links - state.crowds.keys() if state.crowds else links
-    left = await graph.nodes({row.node_id_before for row in changed if row.node_id_before is not None})
+    left = await graph.nodes(
+        {row.stored.node_id for row in changed if row.stored is not None and row.stored.node_id is not None}
+    )
     components = {node.component for node in left if node.component is not None}
     components.update(await graph.components_of(linking))
     await _take(graph, state, [node for node in left if node.component is None])
@@ -71,13 +85,13 @@ async def _read_components(graph: GraphReader, state: WorkingSet) -> None:
 
 
 def _concerns_graph(row: Row) -> bool:
-    return row.moves or (row.node_id_before is not None and row.first_seen != row.first_seen_before)
+    return row.moves or (row.text is not None and row.sighted)
 
 
 async def _take_whole_components(graph: GraphReader, state: WorkingSet, stored: Sequence[StoredNode]) -> None:
     """Take nodes in, with everything that is joined to them."""
     await _take(graph, state, [node for node in stored if node.component is None])
-    known = {node.component_before for node in state.nodes.values()}
+    known = {node.before.component for node in state.nodes.values()}
     missing = {node.component for node in stored if node.component is not None} - known
     await _take(graph, state, await graph.nodes_of(missing))
 
@@ -85,21 +99,16 @@ async def _take_whole_components(graph: GraphReader, state: WorkingSet, stored: 
 async def _take(graph: GraphReader, state: WorkingSet, stored: Iterable[StoredNode]) -> None:
     """Take stored nodes in; those that are there already stay as they are."""
     asked: set[str] = set()
-    for node in stored:
-        if node.id in state.nodes:
+    for node_id, tenant, text, links, rows, first_seen, first_key, component, profile, suspect, muted in stored:
+        if node_id in state.nodes:
             continue
-        muted = tuple(orjson.loads(node.muted)) if node.muted else ()
-        if muted:
-            asked.update(muted)
-        first = (node.first_seen, node.first_key)
-        standing = Standing(node.profile, bool(node.suspect), muted) if node.profile or muted else NOWHERE
-        links = node.links.split(LINK_SEPARATOR) if node.links else ()
-        content = state.kinds.content_of_links(node.tenant, node.text, links)
-        state.add_node(
-            Node(
-                node.id, content, node.rows, first, node.component, standing, node.rows, first, node.component, standing
-            )
-        )
+        standing = NOWHERE
+        if profile or muted:
+            standing = Standing(profile, bool(suspect), tuple(orjson.loads(muted)) if muted else ())
+            asked.update(standing.muted)
+        content = state.kinds.content_of_links(tenant, text, links.split(LINK_SEPARATOR) if links else ())
+        before = Before(rows, (first_seen, first_key), component, standing)
+        state.add_node(Node(node_id, content, rows, before.first, component, standing, before))
     if asked := asked - state.crowds.keys():
         state.crowds.update(await graph.crowds(asked))
 

@@ -7,7 +7,7 @@ decides who is who is a function of the contents that are there now, never of ho
 
 import hashlib
 from base64 import b32encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -23,6 +23,7 @@ NEVER_MS = 1 << 62
 """The first sighting of a record that was never seen."""
 
 NO_ROW = (NEVER_MS, "")
+LINK_SEPARATOR = "\x1e"
 
 Link = str
 """An identifier of a linking kind as one text: tenant, kind and value."""
@@ -103,7 +104,7 @@ class Kinds:
     def __init__(self, settings: Settings) -> None:
         linking = {name: rule for name, rule in settings.kinds.items() if rule.strength is not Strength.WEAK}
         self.unique = {name for name, rule in linking.items() if rule.strength is Strength.UNIQUE}
-        self._unique_prefix = tuple(f"{SEPARATOR}{name}{SEPARATOR}" for name in self.unique)
+        self._unique_words = [f'"{name}"' for name in self.unique]
         self.rank = {
             name: place for place, name in enumerate(sorted(linking, key=lambda name: name not in self.unique))
         }
@@ -123,7 +124,11 @@ class Kinds:
 
     def content_of_links(self, tenant: str, text: str, links: Sequence[Link]) -> Content:
         """Return the content of a text whose links are known."""
-        unique = [link for link in links if link.startswith(self._unique_prefix, len(tenant))]
+        unique: list[Link] = []
+        for word in self._unique_words:
+            if word in text:
+                unique = [link for link in links if split_link(link)[0] in self.unique]
+                break
         return Content(tenant, text, tuple(links), tuple(unique))
 
     def order(self, link: Link) -> tuple[int, str]:
@@ -154,6 +159,54 @@ class Standing(NamedTuple):
 NOWHERE = Standing(None, suspect=False, muted=())
 
 
+class StoredNode(NamedTuple):
+    """A node as it is in the store; see `Node`.
+
+    Attributes:
+        links: those of the content, joined by LINK_SEPARATOR.
+        muted: a JSON list, or None.
+    """
+
+    id: int
+    tenant: str
+    text: str
+    links: str
+    rows: int
+    first_seen: int
+    first_key: Key
+    component: int | None
+    profile: str | None
+    suspect: int
+    muted: str | None
+
+
+class StoredRow(NamedTuple):
+    """A record as it is in the store; see `Row`. `text` is that of its node; `carried` and `buried` are JSON."""
+
+    id: int
+    key: Key
+    partition: int
+    offset: int
+    position: str
+    first_seen: int
+    node_id: int | None
+    text: str | None
+    carried: str | None
+    buried: str | None
+
+
+class Before(NamedTuple):
+    """What the store says of a node."""
+
+    rows: int
+    first: tuple[int, Key]
+    component: int | None
+    standing: Standing
+
+
+FRESH = Before(0, NO_ROW, None, NOWHERE)
+
+
 @dataclass(slots=True, eq=False)
 class Node:
     """A content and its rows.
@@ -165,7 +218,7 @@ class Node:
         first: the oldest of the rows, and of equal ones the least: its first sighting and its key.
         component: names the set of nodes that are joined by links, directly or not; None where nothing links it.
         standing: what the graph says now.
-        rows_before, first_before, component_before, standing_before: as in the store.
+        before: what the store says.
         joined, left: rows that came and went in this batch.
         seen: first sightings of rows of this batch.
         members: all rows with their first sightings, where they are needed; see `fill`.
@@ -178,24 +231,26 @@ class Node:
     first: tuple[int, Key] = NO_ROW
     component: int | None = None
     standing: Standing = NOWHERE
-    rows_before: int = 0
-    first_before: tuple[int, Key] = NO_ROW
-    component_before: int | None = None
-    standing_before: Standing = NOWHERE
-    joined: set[Key] = field(default_factory=set)
-    left: set[Key] = field(default_factory=set)
-    seen: dict[Key, int] = field(default_factory=dict)
+    before: Before = FRESH
+    joined: AbstractSet[Key] = frozenset()
+    left: AbstractSet[Key] = frozenset()
+    seen: dict[Key, int] | None = None
     members: dict[Key, int] | None = None
     cause_ms: int = 0
 
     def add(self, key: Key, first_seen: int, cause_ms: int) -> None:
         """Take a row in."""
         self.rows += 1
-        self.joined.add(key)
+        if isinstance(self.joined, set):
+            self.joined.add(key)
+        else:
+            self.joined = {key}
         self.sight(key, first_seen, cause_ms)
 
     def sight(self, key: Key, first_seen: int, cause_ms: int) -> None:
         """Note the first sighting of one of the rows."""
+        if self.seen is None:
+            self.seen = {}
         self.seen[key] = first_seen
         self.first = min(self.first, (first_seen, key))
         self.cause_ms = max(self.cause_ms, cause_ms)
@@ -203,7 +258,10 @@ class Node:
     def remove(self, key: Key, cause_ms: int) -> None:
         """Let one of the rows that were there before go."""
         self.rows -= 1
-        self.left.add(key)
+        if isinstance(self.left, set):
+            self.left.add(key)
+        else:
+            self.left = {key}
         self.cause_ms = max(self.cause_ms, cause_ms)
 
     @property
@@ -213,9 +271,10 @@ class Node:
 
     def stored_members(self) -> dict[Key, int] | None:
         """Return the rows that it had before, where that is known without asking."""
-        if self.rows_before > 1:
+        if self.before.rows > 1:
             return None
-        return {self.first_before[1]: self.first_before[0]} if self.rows_before else {}
+        first_seen, key = self.before.first
+        return {key: first_seen} if self.before.rows else {}
 
     def fill(self, stored: Mapping[Key, int]) -> None:
         """Set its members.
@@ -223,7 +282,7 @@ class Node:
         Args:
             stored: the rows that it had before, with their first sightings.
         """
-        self.members = {key: seen for key, seen in stored.items() if key not in self.left} | self.seen
+        self.members = {key: seen for key, seen in stored.items() if key not in self.left} | (self.seen or {})
         self.first = min(((seen, key) for key, seen in self.members.items()), default=NO_ROW)
 
 
@@ -233,21 +292,20 @@ class Row:
 
     Attributes:
         key: the record.
-        id: names it in the store; None when it is not there yet.
+        stored: what the store says; None when it is not there yet.
         partition, offset: the place in the topic `changes` of the newest change that took effect.
         position: the source's own position of it; empty where the source tells none.
         first_seen: the earliest event time that was ever delivered for it.
         text: the text of the content that it holds; None when it is not in the graph.
         carried: columns whose value an update left out, and the position from which it is known.
         buried: what is kept of its links when it is gone.
-        node_id_before, text_before, first_seen_before, buried_before: as in the store.
         touched: whether anything of it changed in this batch.
         cause_ms: the event time of the newest change of the batch that took effect.
         node, node_before: its node now and before, where the graph changes for it.
     """
 
     key: Key
-    id: int | None = None
+    stored: StoredRow | None = None
     partition: int = 0
     offset: int = -1
     position: str = ""
@@ -255,10 +313,6 @@ class Row:
     text: str | None = None
     carried: dict[str, str] | None = None
     buried: tuple[str, ...] = ()
-    node_id_before: int | None = None
-    text_before: str | None = None
-    first_seen_before: int = NEVER_MS
-    buried_before: tuple[str, ...] = ()
     touched: bool = False
     cause_ms: int = 0
     node: Node | None = None
@@ -267,7 +321,12 @@ class Row:
     @property
     def moves(self) -> bool:
         """Whether it holds something else than before."""
-        return self.text != self.text_before
+        return self.text != (None if self.stored is None else self.stored.text)
+
+    @property
+    def sighted(self) -> bool:
+        """Whether it is known to have been there before, and an earlier sighting came."""
+        return self.stored is not None and self.first_seen != self.stored.first_seen
 
 
 class Crowd(NamedTuple):

@@ -53,15 +53,21 @@ Normaliser = Callable[[str], str | None]
 Test = Callable[[str], bool]
 
 
-def normaliser(format_: Format, settings: Settings) -> Normaliser:
-    """Return the function that normalises the values of a format."""
+def normaliser(format_: Format, settings: Settings, region: str) -> Normaliser:
+    """Return the function that normalises the values of a format.
+
+    Args:
+        format_: the format.
+        settings: the settings.
+        region: the country (two letters) of telephone numbers that do not name theirs; empty for none.
+    """
     match format_:
         case Format.EMAIL:
             ignored = settings.email_tags_ignored
             return lambda value: email(value, ignored)
         case Format.PHONE:
-            region = settings.default_region or None
-            return lambda value: phone(value, region)
+            country = region.upper() or None
+            return lambda value: phone(value, country)
         case Format.CODE:
             return code
         case Format.NUMBER:
@@ -98,6 +104,9 @@ def phone(value: str, region: str | None) -> str | None:
     """
     if _PLAIN_PHONE.fullmatch(plain := _PHONE_FILLING.sub("", value)):
         return plain
+    digits = "".join(str(unicodedata.digit(c)) for c in value if c.isdigit())
+    if _is_filler(digits):
+        return digits or None  # as it is: a country's code before it would make it look like a number
     import phonenumbers  # slow to import, and not everybody has telephone numbers
 
     try:
@@ -107,7 +116,6 @@ def phone(value: str, region: str | None) -> str | None:
             return str(phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164))
     except phonenumbers.NumberParseException:
         pass  # free text, or a number without its country
-    digits = "".join(str(unicodedata.digit(c)) for c in value if c.isdigit())
     return digits if PHONE_DIGITS_MIN <= len(digits) <= LENGTH_MAX else None
 
 
@@ -164,7 +172,7 @@ def _is_mailbox_of_nobody(address: str) -> bool:
 
 def _is_nobodys_phone(value: str) -> bool:
     tail = value[-PHONE_DIGITS_MIN:]
-    return (tail[0] == tail[-1] and _is_repetition(tail)) or value[-10:].lstrip("+") in _DIGITS_IN_ORDER
+    return (tail[0] == tail[-1] and _is_repetition(tail)) or value[-10:] in _DIGITS_IN_ORDER
 
 
 def _is_filler(value: str) -> bool:

@@ -6,46 +6,8 @@ from typing import NamedTuple, Protocol
 from headwater.common.v1 import events_pb2
 from services.identity_graph.clustering import Outcome
 from services.identity_graph.explain import Evidence
-from services.identity_graph.model import Crowd, Erased, Key, Link, Node, Row, Scope, WorkingSet
+from services.identity_graph.model import Crowd, Erased, Key, Link, Node, Row, Scope, StoredNode, StoredRow, WorkingSet
 from services.kernel.freshness import FreshnessTable
-
-LINK_SEPARATOR = "\x1e"
-
-
-class StoredRow(NamedTuple):
-    """A record as it is stored; see `model.Row`. `text` is that of its node."""
-
-    id: int
-    key: Key
-    partition: int
-    offset: int
-    position: str
-    first_seen: int
-    node_id: int | None
-    text: str | None
-    carried: str | None
-    buried: str | None
-
-
-class StoredNode(NamedTuple):
-    """A node as it is stored; see `model.Node`.
-
-    Attributes:
-        links: those of the content, joined by LINK_SEPARATOR.
-        muted: a JSON list, or None.
-    """
-
-    id: int
-    tenant: str
-    text: str
-    links: str
-    rows: int
-    first_seen: int
-    first_key: Key
-    component: int | None
-    profile: str | None
-    suspect: int
-    muted: str | None
 
 
 class Found(NamedTuple):

@@ -59,6 +59,7 @@ KINDS: Mapping[str, KindRule] = MappingProxyType(
         "national": KindRule(Strength.UNIQUE, Format.NUMBER, max_values=1),
         "tax": KindRule(Strength.UNIQUE, Format.NUMBER, max_values=1),
         "passport": KindRule(format=Format.NUMBER, max_values=4),
+        "loyalty": KindRule(max_values=4),
         "account": KindRule(max_records=100, max_rows=100_000, max_values=20),
         "email": KindRule(format=Format.EMAIL, max_values=6),
         "phone": KindRule(format=Format.PHONE, max_values=6),
@@ -106,7 +107,8 @@ class Settings:
     Attributes:
         kinds: the kinds of identifiers, strongest first.
         entities: rules for entities, by (source, entity).
-        default_region: the country (two letters) of telephone numbers that do not name theirs; empty for none.
+        default_region: the country (two letters) of telephone numbers that do not name theirs, in rows that do not name
+            one (in a column `country` or `country_code`) either; empty for none.
         email_tags_ignored: domains at which dots and anything after a plus sign do not count.
         junk: values, beside the built-in ones, that never link.
         max_cluster: a profile has at most this many records that differ in their identifiers.

@@ -8,8 +8,21 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import orjson
 
 from services.identity_graph.clustering import Outcome
-from services.identity_graph.model import Crowd, Erased, Key, Link, Node, Row, Scope, WorkingSet, birth_id, buried
-from services.identity_graph.ports import LINK_SEPARATOR, StoredNode, StoredRow
+from services.identity_graph.model import (
+    LINK_SEPARATOR,
+    Crowd,
+    Erased,
+    Key,
+    Link,
+    Node,
+    Row,
+    Scope,
+    StoredNode,
+    StoredRow,
+    WorkingSet,
+    birth_id,
+    buried,
+)
 from services.kernel.hashing import state_hash
 from services.kernel.sqlite import Database
 
@@ -60,8 +73,8 @@ class SqliteGraph:
         database.migrate("identity_graph", SCHEMA)
         self._connection: sqlite3.Connection = database.writer
 
-    def _all(self, sql: str, parameters: Sequence[object]) -> list[tuple[object, ...]]:
-        return self._connection.execute(sql, parameters).fetchall()
+    def _is_empty(self, table: str) -> bool:
+        return self._connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is None
 
     async def counters(self) -> tuple[int, int]:
         """Return the next generation of assignments and the next free id of a node."""
@@ -75,7 +88,7 @@ class SqliteGraph:
             "LEFT JOIN identity_nodes n ON n.id = r.node",
             _json(keys),
         )
-        return cursor.fetchall()
+        return list(map(StoredRow._make, cursor))
 
     async def rows_of_scope(self, prefix: Key, partition: int) -> Sequence[StoredRow]:
         """Return the records in the graph whose keys begin with `prefix` and which came by a partition."""
@@ -84,7 +97,7 @@ class SqliteGraph:
             "WHERE r.key >= ? AND r.key < ? AND r.partition = ?",
             (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1), partition),
         )
-        return cursor.fetchall()
+        return list(map(StoredRow._make, cursor))
 
     async def truncations(self, partition: int) -> dict[Scope, str]:
         """Return the newest truncation of every scope in a partition."""
@@ -95,7 +108,7 @@ class SqliteGraph:
 
     async def erased(self, keys: Collection[Key]) -> Mapping[str, Erased]:
         """Return the fences of erased records, by birth id."""
-        if self._connection.execute("SELECT 1 FROM identity_erased LIMIT 1").fetchone() is None:
+        if self._is_empty("identity_erased"):
             return {}
         cursor = self._connection.execute(
             "SELECT e.birth, e.place, e.position FROM json_each(?) j CROSS JOIN identity_erased e ON e.birth = j.value",
@@ -147,7 +160,7 @@ class SqliteGraph:
 
     async def crowds(self, links: Collection[Link]) -> dict[Link, Crowd]:
         """Return those of the links that are quarantined."""
-        if not links:
+        if not links or self._is_empty("identity_crowds"):
             return {}
         cursor = self._connection.execute(
             "SELECT c.link, c.records, c.rows FROM json_each(?) j CROSS JOIN identity_crowds c ON c.link = j.value",
@@ -201,7 +214,7 @@ class SqliteGraph:
 
     async def remains(self, rows: Collection[Row], nodes: Collection[Node]) -> dict[str, int]:
         """Search for what is left of records and nodes that are gone; return how much there is, by kind."""
-        keys, ids = _json(row.key for row in rows), _json(row.id for row in rows)
+        keys, ids = _json(row.key for row in rows), _json(row.stored.id for row in rows if row.stored)
         node_ids = _json(node.id for node in nodes)
         links = _json({link for node in nodes for link in node.content.links})
         digests = _json({buried(link) for node in nodes for link in node.content.links})
@@ -244,14 +257,12 @@ class SqliteGraph:
     def _write_nodes(self, nodes: Iterable[Node]) -> None:
         new, changed, gone = [], [], []
         for node in nodes:
-            if not node.rows_before:
+            if not node.before.rows:
                 if node.rows:
                     new.append(node)
             elif not node.rows:
                 gone.append(node)
-            elif (node.standing, node.component, node.rows, node.first) != (
-                node.standing_before, node.component_before, node.rows_before, node.first_before,
-            ):  # fmt: skip
+            elif (node.rows, node.first, node.component, node.standing) != node.before:
                 changed.append(node)
         run = self._connection.executemany
         if new:
@@ -280,14 +291,16 @@ class SqliteGraph:
             )
 
     def _write_rows(self, rows: Iterable[Row]) -> None:
-        new, moved, same = [], [], []
+        new: list[Row] = []
+        moved: list[tuple[Row, StoredRow]] = []
+        same: list[tuple[int, str, int]] = []
         for row in rows:
-            if row.id is None:
+            if row.stored is None:
                 new.append(row)
-            elif row.moves or row.first_seen != row.first_seen_before or row.carried:
-                moved.append(row)
+            elif row.moves or row.sighted or row.carried:
+                moved.append((row, row.stored))
             else:
-                same.append((row.offset, row.position, row.id))
+                same.append((row.offset, row.position, row.stored.id))
         run = self._connection.executemany
         if new:
             run(
@@ -298,16 +311,19 @@ class SqliteGraph:
         if moved:
             run(
                 "UPDATE identity_records SET place=?, position=?, first_seen=?, node=?, carried=?, buried=? WHERE id=?",
-                [(*_row_fields(row), row.id) for row in moved],
+                [(*_row_fields(row), stored.id) for row, stored in moved],
+            )
+            risen = [
+                (digest, stored.id) for row, stored in moved if stored.buried and not row.buried
+                for digest in orjson.loads(stored.buried)
+            ]  # fmt: skip
+            run("DELETE FROM identity_buried WHERE digest=? AND record=?", risen)
+            run(
+                "INSERT OR IGNORE INTO identity_buried VALUES (?, ?)",
+                [(digest, stored.id) for row, stored in moved for digest in row.buried],
             )
         if same:  # the most frequent change of all: nothing that matters here
             run("UPDATE identity_records SET place=?, position=?, carried=NULL WHERE id=?", same)
-        risen = [(digest, row.id) for row in moved for digest in row.buried_before if digest not in row.buried]
-        run("DELETE FROM identity_buried WHERE digest=? AND record=?", risen)
-        run(
-            "INSERT OR IGNORE INTO identity_buried SELECT ?, id FROM identity_records WHERE key=?",
-            [(digest, row.key) for row in moved for digest in row.buried],
-        )
 
 
 async def hash_of(connection: sqlite3.Connection) -> str:
@@ -333,8 +349,10 @@ def _fields(node: Node) -> tuple[object, ...]:
 
 def _row_fields(row: Row) -> tuple[object, ...]:
     node_id = None
-    if row.text is not None:
-        node_id = row.node_id_before if row.node is None else row.node.id
+    if row.node is not None:
+        node_id = row.node.id
+    elif row.text is not None and row.stored is not None:
+        node_id = row.stored.node_id
     return (
         row.offset, row.position, row.first_seen, node_id, orjson.dumps(row.carried).decode() if row.carried else None,
         orjson.dumps(row.buried).decode() if row.buried else None,

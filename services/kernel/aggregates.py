@@ -4,71 +4,103 @@ Sums are of integers, so they do not depend on an order; percentiles are exact f
 a summary stays small whatever it is made of. Callers scale what they measure to integers (milliseconds, millionths).
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 DIGITS = 3  # an error of less than 0.5 %
 
 
-@dataclass(slots=True)
-class Aggregate:
-    """A summary of integers that can be added to, taken from, and merged.
+class Summary(NamedTuple):
+    """A summary as it is read and kept; equal contents have equal summaries.
 
     Attributes:
-        count: how many.
+        size: how many values.
         total: their sum.
-        spread: rounded value to how many of it, for percentiles, minimum and maximum; None where those are not needed.
+        values, times: the rounded values in order, and how many of each; empty where percentiles are not needed.
     """
 
-    count: int = 0
+    size: int = 0
     total: int = 0
-    spread: dict[int, int] | None = None
+    values: Sequence[int] = ()
+    times: Sequence[int] = ()
 
-    def add(self, value: int, times: int = 1) -> None:
-        """Count a value in; a negative `times` takes it out. Raises ValueError when it was not in."""
-        self.count += times
-        self.total += value * times
-        if self.spread is not None:
-            _count_in(self.spread, rounded(value), times)
-        if self.count < 0:
-            raise ValueError(f"{value} is taken out of a window that does not hold it")
+    def plain(self) -> tuple[Any, ...]:
+        """The fields for JSON, without those that are empty: `Summary(*plain)` is an equal summary."""
+        return self if self.values else self[:2]
 
-    def merge(self, other: "Aggregate") -> None:
-        """Count in everything that another aggregate holds."""
-        self.count += other.count
-        self.total += other.total
-        if self.spread is not None:
-            for value, times in (other.spread or {}).items():
-                _count_in(self.spread, value, times)
-
+    @property
     def mean(self) -> float | None:
         """The mean (for values of 0 and 1: the share of 1); None of nothing."""
-        return self.total / self.count if self.count else None
+        return self.total / self.size if self.size else None
 
     def percentile(self, per_mille: int) -> int | None:
         """The nearest-rank percentile: 500 is the median, 0 the minimum, 1000 the maximum; None of nothing.
 
         Raises:
-            ValueError: this aggregate keeps no spread.
+            ValueError: this summary was made without its values.
         """
-        if self.spread is None:
-            raise ValueError("percentiles need an aggregate that keeps the spread of its values")
-        rank = max(1, -(-self.count * per_mille // 1000))
-        for value in sorted(self.spread):
-            rank -= self.spread[value]
-            if rank <= 0:
-                return value
-        return None
+        if self.size == 0:
+            return None
+        if not self.values:
+            raise ValueError("percentiles need a summary that keeps its values")
+        rank = max(1, -(-self.size * per_mille // 1000))
+        return self.values[bisect_left(list(accumulate(self.times)), rank)]
 
-    def state(self) -> list[Any]:
-        """What `restored` makes the same aggregate from; equal aggregates have equal states."""
-        return [self.count, self.total, *([] if self.spread is None else [sorted(self.spread.items())])]
+
+@dataclass(slots=True)
+class Aggregate:
+    """A summary in the making.
+
+    Attributes:
+        size, total: as in `Summary`.
+        spread: rounded value to how many of it; None where percentiles are not needed.
+    """
+
+    size: int = 0
+    total: int = 0
+    spread: dict[int, int] | None = None
 
     @classmethod
-    def restored(cls, state: Sequence[Any]) -> "Aggregate":
-        """The aggregate of a state, also after it has been through JSON."""
-        return cls(state[0], state[1], dict(state[2]) if len(state) > 2 else None)
+    def of(cls, summary: Summary, *, with_spread: bool) -> "Aggregate":
+        """Go on from a summary."""
+        spread = dict(zip(summary.values, summary.times, strict=True)) if with_spread else None
+        return cls(summary.size, summary.total, spread)
+
+    def add(self, value: int, times: int = 1) -> None:
+        """Count a value in; a negative `times` takes it out. Raises ValueError when it was not in."""
+        self.size += times
+        self.total += value * times
+        if self.spread is not None:
+            self._count(rounded(value), times)
+        if self.size < 0:
+            raise ValueError(f"{value} is taken out of a summary that does not hold it")
+
+    def merge(self, other: Summary) -> None:
+        """Count in everything that a summary holds."""
+        self.size += other.size
+        self.total += other.total
+        if self.spread is not None:
+            for value, times in zip(other.values, other.times, strict=True):
+                self._count(value, times)
+
+    def _count(self, value: int, times: int) -> None:
+        if self.spread is None:
+            return
+        left = self.spread.get(value, 0) + times
+        if left:
+            self.spread[value] = left
+        else:
+            del self.spread[value]
+
+    def summary(self) -> Summary:
+        """What has been counted."""
+        if not self.spread:
+            return Summary(self.size, self.total)
+        values = sorted(self.spread)
+        return Summary(self.size, self.total, values, [self.spread[value] for value in values])
 
 
 def rounded(value: int) -> int:
@@ -77,11 +109,3 @@ def rounded(value: int) -> int:
     step = int(10 ** max(0, len(str(size)) - DIGITS))
     nearest = (size + step // 2) // step * step
     return nearest if value >= 0 else -nearest
-
-
-def _count_in(spread: dict[int, int], value: int, times: int) -> None:
-    left = spread.get(value, 0) + times
-    if left:
-        spread[value] = left
-    else:
-        spread.pop(value, None)

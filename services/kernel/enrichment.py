@@ -15,6 +15,7 @@ from typing import Protocol
 import structlog
 
 from services.kernel.breaker import Breaker, BreakerPolicy
+from services.kernel.errors import UnavailableError
 from services.kernel.jobs import (
     WAITING,
     EnrichmentError,
@@ -267,6 +268,8 @@ class Runner:
             await self._failed(jobs, error)
         except EnrichmentError as error:
             await self._failed(jobs, error)
+        except UnavailableError as error:  # something that the work needs is not there yet
+            await self._failed(jobs, TransientError(str(error)))
         except Exception as error:  # a bug in the work: the jobs must not be lost, and are parked in the end
             log.exception("enrichment.work_failed", keys=[job.key for job in jobs])
             await self._failed(jobs, TransientError(f"{type(error).__name__}: {error}"))

@@ -11,13 +11,17 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from services.kernel.errors import HeadwaterError, UnavailableError
+from services.kernel.foreground import Foreground
 from services.kernel.service import CHANNEL_OPTIONS
 
 log = structlog.get_logger(__name__)
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns a HeadwaterError into its status; anything else is a bug: INTERNAL, and logged."""
+class EdgeInterceptor(grpc.aio.ServerInterceptor):
+    """Turns a HeadwaterError into its status (anything else is a bug: INTERNAL, and logged), and notes what is asked."""
+
+    def __init__(self, foreground: Foreground) -> None:
+        self._foreground = foreground
 
     async def intercept_service(
         self,
@@ -29,6 +33,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
+        self._foreground.called(method)
         if handler.response_streaming:
             inner = handler.unary_stream or handler.stream_stream
             make = (
@@ -79,11 +84,11 @@ async def _abort(error: Exception, method: str, context: grpc.aio.ServicerContex
 class GrpcServer:
     """A server with the standard services beside the given ones."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, foreground: Foreground) -> None:
         self._address = address
         self._health = health_aio.HealthServicer()
         self.server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
+            interceptors=[EdgeInterceptor(foreground)],
             # Without this a second process could listen on the same port, and take every other call.
             options=[("grpc.so_reuseport", 0), *CHANNEL_OPTIONS],
         )

@@ -18,15 +18,14 @@ import structlog
 from headwater.common.v1 import events_pb2
 from services.kernel import telemetry, topics
 from services.kernel.errors import HeadwaterError
+from services.kernel.foreground import Foreground
 from services.kernel.log import Batch, Consumer, Log, Message, PartitionLostError, Progress, Record, Tally
 from services.kernel.retry import backoff_s
 from services.kernel.topics import TOPICS, Cleanup
 
 BATCH_RECORDS_MAX = 1000
-BATCH_RECORDS_MIN = 16
+BATCH_RECORDS_MIN = 32
 BATCH_BYTES_MAX = 1 << 20
-# A batch holds the event loop, and a question takes a dozen rounds of it: beyond this it would wait visibly.
-BATCH_TARGET_S = 0.006
 DECIDE_ATTEMPTS = 2  # once among others, once alone
 
 S = TypeVar("S")
@@ -99,9 +98,10 @@ class _PoisonError(Exception):
 class ProcessorLoop(Generic[S]):
     """Runs one processor as one member of its consumer group."""
 
-    def __init__(self, processor: Processor[S], log_: Log) -> None:
+    def __init__(self, processor: Processor[S], log_: Log, foreground: Foreground | None = None) -> None:
         self.processor = processor
         self._log = log_
+        self._foreground = foreground or Foreground()
         self._size = BATCH_RECORDS_MIN * 4
         self._resume = asyncio.Event()
         self._resume.set()
@@ -136,9 +136,9 @@ class ProcessorLoop(Generic[S]):
     async def _handle(self, consumer: Consumer, batch: Batch) -> None:
         """Do a batch, whatever it takes: poison is isolated, an outage is waited for."""
         try:
-            started = time.perf_counter()
+            started = time.thread_time()  # of the processor, so that a busy machine does not make batches small
             await self._until_available(lambda: self._apply(consumer, batch))
-            self._adapt(len(batch.records), time.perf_counter() - started)
+            self._adapt(len(batch.records), time.thread_time() - started)
         except PartitionLostError as error:
             log.info("processor.partition_lost", group=self.processor.name, error=str(error))
         except _PoisonError as poison:
@@ -214,11 +214,11 @@ class ProcessorLoop(Generic[S]):
             await consumer.commit(progress)
         telemetry.INPUTS.labels(self.processor.name, "dead_lettered").inc()
 
-    def _adapt(self, records: int, seconds: float) -> None:
-        if seconds > BATCH_TARGET_S * 1.5:
-            self._size = max(BATCH_RECORDS_MIN, min(self._size, records) // 2)
-        elif seconds < BATCH_TARGET_S / 2 and records >= self._size:
-            self._size = min(BATCH_RECORDS_MAX, self._size * 2)
+    def _adapt(self, records: int, cpu_s: float) -> None:
+        """Steer the size of batches to the time that one may hold the loop, as the last one predicts it."""
+        if records >= self._size // 2:  # a short batch tells of its fixed costs only
+            wanted = int(records * self._foreground.batch_target_s / max(cpu_s, 1e-6))
+            self._size = max(BATCH_RECORDS_MIN, min(BATCH_RECORDS_MAX, self._size * 2, wanted))
 
 
 def _decide(processor: Processor[S], state: S, batch: Batch) -> tuple[list[Message], Tally]:

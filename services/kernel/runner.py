@@ -12,6 +12,7 @@ import structlog
 from services.kernel import telemetry
 from services.kernel.erasure import LogErasure
 from services.kernel.errors import HeadwaterError
+from services.kernel.foreground import Foreground
 from services.kernel.grpc_server import GrpcServer
 from services.kernel.operations import Operations
 from services.kernel.processor import ProcessorLoop
@@ -43,14 +44,17 @@ class Runtime:
     def __init__(self, settings: Settings, builds: Sequence[Build]) -> None:
         database = Database(settings.data)
         try:
-            self.server = GrpcServer(settings.grpc_address)
+            foreground = Foreground()
+            self.server = GrpcServer(settings.grpc_address, foreground)
             peers = Peers(lambda _service: self.server.address)
             self.platform = Platform(SqliteLog(database, settings.partitions), database, settings, time.time, peers)
             self.services = [build(self.platform) for build in builds]
         except BaseException:
             database.close()
             raise
-        self.loops = [ProcessorLoop(p, self.platform.log) for service in self.services for p in service.processors]
+        self.loops = [
+            ProcessorLoop(p, self.platform.log, foreground) for service in self.services for p in service.processors
+        ]
         self.erasure = LogErasure(self.platform, [service.name for service in self.services if service.erases])
         self.operations = Operations(self.platform, self.services, self.loops)
         self._tasks: list[asyncio.Task[None]] = []

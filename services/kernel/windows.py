@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, assert_never
 
-from services.kernel.aggregates import Aggregate
+from services.kernel.aggregates import Aggregate, Summary
 
 
 class Window(NamedTuple):
@@ -161,26 +161,32 @@ class CellKey(NamedTuple):
 
 @dataclass(slots=True)
 class Cell:
-    """What a window of a group holds: an aggregate a measure, and how often it has been handed out."""
+    """What a window of a group holds: a summary a measure that has any values, and how often it has been handed out."""
 
-    measures: dict[str, Aggregate] = field(default_factory=dict)
+    measures: dict[str, Summary] = field(default_factory=dict)
     revision: int = 0
 
     def state(self) -> dict[str, list[Any]]:
-        """What `restored` makes the same content from; empty when it holds nothing."""
-        return {name: self.measures[name].state() for name in sorted(self.measures) if self.measures[name].count}
+        """The content for JSON; empty when it holds nothing."""
+        return {name: list(self.measures[name].plain()) for name in sorted(self.measures)}
 
     @classmethod
     def restored(cls, state: Mapping[str, Sequence[Any]], revision: int) -> "Cell":
         """The cell of a state."""
-        return cls({name: Aggregate.restored(value) for name, value in state.items()}, revision)
+        return cls({name: Summary(*summary) for name, summary in state.items()}, revision)
 
 
 class Change(NamedTuple):
-    """A window whose content differs from what was handed out last; the cell's revision is the new one."""
+    """A window whose content differs from what was handed out last.
+
+    Attributes:
+        key: the window.
+        before: the measures that differ, as they were; None where there was nothing.
+        cell: the content now, with its next revision.
+    """
 
     key: CellKey
-    before: Mapping[str, Sequence[Any]]
+    before: Mapping[str, Summary | None]
     cell: Cell
 
 
@@ -198,13 +204,13 @@ class WindowTable:
             specs: the windows that every observation is counted in.
             with_spread: the measures whose percentiles are wanted.
         """
-        self._hopping = [spec for spec in specs if isinstance(spec, Hopping)]
+        self._hopping = [(spec, spec.name) for spec in specs if isinstance(spec, Hopping)]
         self._sessions = [spec for spec in specs if isinstance(spec, Session)]
         self._with_spread = frozenset(with_spread)
         self.observations: dict[str, tuple[Entry, ...]] = {}
         self.cells: dict[CellKey, Cell] = {}
+        self._open: dict[CellKey, dict[str, Aggregate]] = {}  # measures that are being counted, until they are settled
         self._members: dict[str, dict[tuple[str, int], Entry]] = defaultdict(dict)  # for sessions, by group
-        self._before: dict[CellKey, dict[str, list[Any]]] = {}  # cells since the last settling, as they were
         self._stale: set[str] = set()  # groups whose sessions must be derived anew
 
     def put(self, name: str, entries: Sequence[Entry]) -> bool:
@@ -237,56 +243,73 @@ class WindowTable:
         self._members[group][name, index] = entry
 
     def _count(self, entry: Entry, times: int) -> None:
-        for spec in self._hopping:
+        for spec, spec_name in self._hopping:
             for window in spec.windows(entry.time_ms):
                 for group in entry.groups:
-                    cell = self._opened(CellKey(spec.name, group, *window))
-                    self._add(cell, entry.values, times)
+                    self._add(CellKey(spec_name, group, *window), entry.values, times)
 
-    def _opened(self, key: CellKey) -> Cell:
-        """The cell of a key; how it was before is remembered until the table is settled."""
-        cell = self.cells.setdefault(key, Cell())
-        if key not in self._before:
-            self._before[key] = cell.state()
-        return cell
-
-    def _add(self, cell: Cell, values: Iterable[tuple[str, int]], times: int) -> None:
+    def _add(self, key: CellKey, values: Iterable[tuple[str, int]], times: int) -> None:
+        opened = self._open.setdefault(key, {})
         for measure, value in values:
-            aggregate = cell.measures.get(measure)
+            aggregate = opened.get(measure)
             if aggregate is None:
-                aggregate = Aggregate(spread={} if measure in self._with_spread else None)
-                cell.measures[measure] = aggregate
+                cell = self.cells.get(key)
+                known = Summary() if cell is None else cell.measures.get(measure, Summary())
+                aggregate = opened[measure] = Aggregate.of(known, with_spread=measure in self._with_spread)
             aggregate.add(value, times)
 
     def settle(self) -> list[Change]:
         """Return what has changed since the last time, by key; each changed cell has its next revision."""
         self._derive_sessions()
         changes = []
-        for key in sorted(self._before):
-            cell, before = self.cells[key], self._before[key]
-            if cell.state() != before:
+        for key in sorted(self._open):
+            cell = self.cells.setdefault(key, Cell())
+            before = {}
+            for measure, aggregate in self._open[key].items():
+                known, summary = cell.measures.get(measure), aggregate.summary() if aggregate.size else None
+                if summary == known:
+                    continue
+                before[measure] = known
+                if summary is None:
+                    del cell.measures[measure]
+                else:
+                    cell.measures[measure] = summary
+            if before:
                 cell.revision += 1
                 changes.append(Change(key, before, cell))
-        self._before.clear()
+        self._open.clear()
         self._stale.clear()
         return changes
 
     def _derive_sessions(self) -> None:
-        """Make the sessions of touched groups anew; those that are no more become empty."""
+        """Count the sessions of touched groups anew; those that are no more become empty."""
         names = {spec.name for spec in self._sessions}
-        for key in list(self.cells) if self._stale else ():
+        for key, cell in self.cells.items() if self._stale else ():
             if key.spec in names and key.group in self._stale:
-                self._opened(key).measures.clear()
+                self._open[key] = {
+                    measure: Aggregate(spread={} if measure in self._with_spread else None) for measure in cell.measures
+                }
         for group in self._stale:
             members = sorted((entry.time_ms, entry.values) for entry in self._members[group].values())
             for spec in self._sessions:
-                left = iter(members)
+                self._derive(spec, group, members)
+
+    def _derive(self, spec: Session, group: str, members: Sequence[tuple[int, tuple[tuple[str, int], ...]]]) -> None:
+        name, left = spec.name, iter(members)
+        member = next(left, None)
+        for window in spec.windows(time_ms for time_ms, _ in members):
+            key = CellKey(name, group, *window)
+            while member is not None and member[0] < window.end_ms:
+                self._add_anew(key, member[1])
                 member = next(left, None)
-                for window in spec.windows(time_ms for time_ms, _ in members):
-                    cell = self._opened(CellKey(spec.name, group, *window))
-                    while member is not None and member[0] < window.end_ms:
-                        self._add(cell, member[1], 1)
-                        member = next(left, None)
+
+    def _add_anew(self, key: CellKey, values: Iterable[tuple[str, int]]) -> None:
+        """Count into a cell that begins from nothing."""
+        opened = self._open.setdefault(key, {})
+        for measure, value in values:
+            if measure not in opened:
+                opened[measure] = Aggregate(spread={} if measure in self._with_spread else None)
+            opened[measure].add(value)
 
 
 def cells_of(spec: WindowSpec, entry: Entry) -> Iterator[CellKey]:

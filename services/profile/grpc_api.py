@@ -75,7 +75,7 @@ class ProfileApi(service_pb2_grpc.ProfileServiceServicer):
             found = await stub.Resolve(request, timeout=RESOLVE_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             if error.code() in _WITHOUT_IDENTITY:
-                log.info("profile.without_identity", code=error.code().name)
+                log.debug("profile.without_identity", code=error.code().name)
                 return None
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise _not_found(tenant, identifier) from error

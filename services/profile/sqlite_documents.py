@@ -41,9 +41,11 @@ class SqliteDocuments:
         state.touched_end = (await self._log.end(batch[0].topic))[batch[0].partition]
         touched = {record.key.decode(): record.offset for record in batch if record.key is not None}
         writer = self._database.writer
+        # Of those that have been folded since, the content is not needed.
         documents = writer.execute(
-            f"SELECT key, version, content, identifiers, folded_to FROM profile_documents WHERE key {_IN}",
-            (texts(touched),),
+            """SELECT d.key, version, iif(folded_to > value, NULL, content), identifiers, folded_to
+               FROM json_each(?) AS touched JOIN profile_documents AS d ON d.key = touched.key""",
+            (orjson.dumps(touched).decode(),),
         )
         state.stored = {key: Stored(*fields) for key, *fields in documents}
         for key, stored in state.stored.items():

@@ -1,5 +1,7 @@
 """Joins the gateway: settings, peers, the model, the read model of conversations."""
 
+import asyncio
+
 from headwater.rag_gateway.v1 import service_pb2
 from services.kernel import topics
 from services.kernel.processor import Processor
@@ -12,6 +14,12 @@ from services.rag_gateway.peers import PeerCalls
 from services.rag_gateway.ports import LanguageModel
 from services.rag_gateway.settings import Settings
 from services.rag_gateway.sqlite_store import SqliteErasures, SqliteTurns
+from services.rag_gateway.words import term_of
+
+
+async def _warm_up() -> None:
+    """Load the stemmer beside everything else, so that the first question does not wait for it."""
+    await asyncio.to_thread(term_of, "warm")
 
 
 def build(platform: Platform) -> Service:
@@ -41,5 +49,6 @@ def build(platform: Platform) -> Service:
                 name="conversations", groups=(TURNS_GROUP,), reset=conversations.reset, hash=conversations.state_hash
             )
         ],
+        background=[_warm_up],
         stop=model.close if model is not None else None,
     )

@@ -4,6 +4,7 @@ Parts are chosen by value per token. Nothing is in twice, nothing is in that was
 listed. The same ingredients give the same context.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -93,9 +94,22 @@ def references_only(context: events_pb2.Context) -> events_pb2.Context:
 
 
 def profile_fields(profile: profile_pb2.Profile) -> list[Field]:
-    """The fields of a profile, by name."""
-    values = {name: decoded_value(profile.fields[name].value_json) for name in sorted(profile.fields)}
+    """The fields of a profile that describe the person, by name.
+
+    By default every column of every row is a field. One that comes from an entity of which the person has several
+    rows, such as a booking's status, says nothing of the person: it stays with its row.
+    """
+    rows = Counter(_entity(record.record) for record in profile.records)
+    values = {
+        name: decoded_value(profile.fields[name].value_json)
+        for name in sorted(profile.fields)
+        if rows[_entity(profile.fields[name].record)] < 2
+    }
     return fields_of(values)
+
+
+def _entity(record: str) -> str:
+    return "/".join(record.split("/")[:2])
 
 
 def row_title(record: profile_pb2.ProfileRecord) -> str:

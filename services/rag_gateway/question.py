@@ -157,6 +157,7 @@ def related(one: str, other: str) -> bool:
     return one == other or bool(_groups(one) & _groups(term_of(other)))
 
 
+@lru_cache(maxsize=10_000)
 def kin(term: str) -> frozenset[str]:
     """All terms that may stand for a term, itself included."""
     groups = _groups(term)
@@ -168,13 +169,12 @@ def _kin_terms() -> tuple[frozenset[str], ...]:
     return tuple(frozenset(term_of(word) for word in line.split()) for line in _KIN.strip().splitlines())
 
 
-@lru_cache(maxsize=10_000)
 def _groups(term: str) -> frozenset[int]:
     return frozenset(number for number, members in enumerate(_kin_terms()) if term in members)
 
 
 def _wants(question: str) -> Kind:
-    for pattern, kind in ((_MONEY, Kind.MONEY), (_NUMBER, Kind.NUMBER), (_TIME, Kind.TIME), (_PLACE, Kind.PLACE)):
+    for pattern, kind in ((_MONEY, Kind.MONEY), (_NUMBER, Kind.NUMBER), (_PLACE, Kind.PLACE), (_TIME, Kind.TIME)):
         if pattern.search(question):
             return kind
     return Kind.OTHER

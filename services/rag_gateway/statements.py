@@ -5,7 +5,7 @@ Each statement is words for an answer, a verbatim quote that proves them, and th
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from headwater.embedder.v1 import service_pb2 as embedder_pb2
@@ -19,6 +19,7 @@ from services.rag_gateway.words import Span, sentences, terms
 _SAID, _NAMED, _HEADED, _NEARBY = 1.0, 0.85, 0.6, 0.35
 _COSINE_FLOOR, _COSINE_RANGE = 0.25, 0.45  # below the floor a vector says nothing; at the top, that it is the same
 _BOOKKEEPING = frozenset(["created at", "updated at", "modified at", "last login", "created", "updated"])
+_OVER = frozenset(["cancelled", "canceled", "completed", "void", "expired"])
 _CONTACT = frozenset(["email", "phone"])
 _ID_LINE = re.compile(r"_?(?:id|key|uuid)\b.{0,3}: ?\S+", re.IGNORECASE)
 _QUESTION_BODY_MAX = 500  # characters of an answer below a question, as in a list of frequent ones, told as one
@@ -45,6 +46,7 @@ class Statement:
         terms: its terms, each with how much it counts.
         kinds: the kinds of value that it holds.
         own: whether it is about the asker.
+        related: whether it is about something that a row of the asker refers to.
         semantic: how near the vectors found it, in 0..1.
         score: how high the search ranked it, in 0..1.
         day: for a row of the person, its date, ISO 8601; else empty.
@@ -52,6 +54,8 @@ class Statement:
         group: statements of one group answer a question together, as a list; empty for those that stand alone.
         closed: whether it is about something cancelled or over.
         live: whether it is a live value of a row behind a document.
+        refers_to: for a row of the person, the parts with the rows that it refers to.
+        about: what those say first.
     """
 
     text: str
@@ -61,6 +65,7 @@ class Statement:
     terms: Mapping[str, float]
     kinds: frozenset[Kind]
     own: bool = False
+    related: bool = False
     semantic: float = 0.0
     score: float = 0.0
     day: str = ""
@@ -68,6 +73,8 @@ class Statement:
     group: str = ""
     closed: bool = False
     live: bool = False
+    refers_to: tuple[int, ...] = ()
+    about: tuple["Statement", ...] = ()
 
 
 class _Source(NamedTuple):
@@ -83,16 +90,18 @@ def statements(asked: Asked, context: events_pb2.Context, ingredients: Ingredien
         for part in context.parts
         if part.kind == events_pb2.PART_KIND_KNOWLEDGE
     ]
-    titles = {source.hit.document_id.rpartition("/")[2]: source.hit for source in sources}
+    by_key = {source.hit.document_id.rpartition("/")[2]: source for source in reversed(sources)}
     found: list[Statement] = []
     for part in context.parts:
         if part.kind == events_pb2.PART_KIND_PROFILE:
             found.extend(_of_profile(part, ingredients))
         elif part.kind == events_pb2.PART_KIND_LIVE_ROW:
-            found.extend(_of_row(asked, part, ingredients, titles))
+            found.extend(_of_row(asked, part, ingredients, by_key))
+    referred = {number for statement in found if not statement.closed for number in statement.refers_to}
     for source in sources:
-        found.extend(_of_live(asked, source))
-        found.extend(_of_text(source))
+        related = source.part.number in referred
+        found.extend(replace(statement, related=related) for statement in _of_live(asked, source))
+        found.extend(replace(statement, related=related) for statement in _of_text(source))
     return found
 
 
@@ -100,6 +109,8 @@ def _of_profile(part: events_pb2.ContextPart, ingredients: Ingredients) -> Itera
     profile = ingredients.usable_profile
     fields = profile_fields(profile) if profile is not None else []
     for field in fields:
+        if field.name == "id" or field.name in _BOOKKEEPING:
+            continue
         yield Statement(
             text=f"Your {field.name}: {displayed(field, fields)}",
             number=part.number,
@@ -108,24 +119,27 @@ def _of_profile(part: events_pb2.ContextPart, ingredients: Ingredients) -> Itera
             terms=_weighed((field.name, _SAID), (field.shown, _NAMED), ("profile", _HEADED)),
             kinds=frozenset([field.kind]),
             own=True,
+            group="profile",
         )
 
 
 def _of_row(
-    asked: Asked, part: events_pb2.ContextPart, ingredients: Ingredients, titles: Mapping[str, embedder_pb2.Hit]
+    asked: Asked, part: events_pb2.ContextPart, ingredients: Ingredients, by_key: Mapping[str, _Source]
 ) -> Iterator[Statement]:
     """One statement a row: the fields that the question names, or else all that is worth telling."""
     profile = ingredients.usable_profile
     record = next((r for r in profile.records if r.record == part.reference), None) if profile else None
-    if record is None:
+    if record is None or profile is None:
         return
     row = fields_of(decoded(record.row_json))
+    key = record.record.rpartition("/")[2]
+    linked = [by_key[field.shown] for field in row if field.shown in by_key]
     named = _named(asked, row)
-    told = named or [
-        field for field in row if field.name not in _BOOKKEEPING and not _CONTACT & set(field.name.split())
-    ]
-    linked = [titles[field.shown] for field in row if field.shown in titles]
-    about = ", ".join(shown(hit.title) for hit in linked if hit.title)
+    # What a key refers to is told by its title.
+    told = named or [f for f in row if f.shown != key and f.shown not in by_key and _worth_telling(f)]
+    if not told:
+        return
+    about = ", ".join(shown(source.hit.title) for source in linked if source.hit.title)
     quote, start = _quoted(part.text, told)
     yield Statement(
         text=f"{_capital(row_title(record))}{f' ({about})' if about else ''}: {_told(told, row)}",
@@ -137,15 +151,26 @@ def _of_row(
             *((field.shown, _SAID) for field in told),
             *((f"{field.shown} {month_of(field)}", _NAMED) for field in row),
             (row_title(record), _NAMED),
-            *((f"{hit.title} {' '.join(hit.heading_path)}", _NAMED) for hit in linked),
-            *((hit.text, _NEARBY) for hit in linked),
+            *((f"{source.hit.title} {' '.join(source.hit.heading_path)}", _NAMED) for source in linked),
+            *((source.hit.text, _NEARBY) for source in linked),
         ),
-        kinds=frozenset(field.kind for field in told),
+        kinds=frozenset(field.kind for field in told) | ({Kind.PLACE} if linked else set()),
         own=True,
         day=min((field.shown[:10] for field in row if _is_event(field)), default=""),
         amount=_amount(named),
         group=f"row {record.source}/{record.entity}",
-        closed=any(field.shown in ("cancelled", "canceled", "completed", "void", "expired") for field in row),
+        closed=any(field.shown in _OVER for field in row),
+        refers_to=tuple(source.part.number for source in linked),
+        about=tuple(_first_sentence(source) for source in linked),
+    )
+
+
+def _first_sentence(source: _Source) -> Statement:
+    """What a document says first: in a row's document, what the row is."""
+    span = next(iter(sentences(source.hit.text)), Span(0, len(source.hit.text)))
+    words = source.hit.text[span.start : span.end]
+    return Statement(
+        text=shown(words), number=source.part.number, quote=words, start=span.start, terms={}, kinds=frozenset()
     )
 
 

@@ -53,7 +53,7 @@ function behind(count, [none, some] = ["up to date", "changes behind"]) {
 function moment(time) {
   const at = new Date(time);
   const thisYear = at.getFullYear() === new Date().getFullYear();
-  return at.toLocaleString("en-GB", { day: "numeric", month: "short", ...(thisYear ? {} : { year: "numeric" }), hour: "2-digit", minute: "2-digit" });
+  return at.toLocaleString("en-GB", { day: "numeric", month: "short", ...(thisYear ? {} : { year: "numeric" }), hour: "2-digit", minute: "2-digit" }).replace(",", "");
 }
 
 function titleOf(thing, name) {
@@ -375,7 +375,7 @@ function showFreshness() {
   const stores = status.freshness;
   const sources = [...new Set(stores.flatMap((store) => store.sources.map((source) => source.source)))].sort();
   const head = element("tr", {}, element("th", { textContent: "source", scope: "col" }), ...stores.map((store) =>
-    element("th", { scope: "col" }, element("b", { textContent: store.store }), behind(store.behind, ["current", "behind"]))));
+    element("th", { scope: "col" }, element("b", { textContent: store.store.split("_")[0] }), behind(store.behind, ["0 behind", "behind"]))));
   const rows = sources.map((name) => element("tr", {}, element("td", { textContent: name }), ...stores.map((store) =>
     ageCell(store.sources.find((source) => source.source === name), now))));
   const table = element("table", { className: "fresh" },

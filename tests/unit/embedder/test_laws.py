@@ -3,6 +3,7 @@
 import asyncio
 import random
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from hypothesis import given, settings, strategies as st
 from headwater.embedder.v1 import service_pb2 as pb
 from headwater.ingest.v1 import events_pb2
 from services.embedder import indexer, sqlite_chunks, sqlite_documents
+from services.embedder.document import Loaded
+from services.embedder.loaders import load
 from services.embedder.ports import Vector
 from services.kernel.breaker import BreakerPolicy
 from services.kernel.enrichment import PermanentError, RateLimited, RetryPolicy, TransientError
@@ -230,6 +233,27 @@ async def test_whatever_a_provider_does_no_document_is_lost_doubled_or_blocked(
             await w.stub.RetryJobs(pb.RetryJobsRequest())
             await w.settle()
             assert (await w.stub.ListJobs(pb.ListJobsRequest())).counts["done"] == len(faults)
+
+
+async def test_a_reader_that_never_comes_back_parks_its_document_and_blocks_nothing(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+
+    def stuck(content: bytes, media_type: str, name: str) -> Loaded:
+        if content.startswith(b"stuck"):
+            released.wait(60)
+        return load(content, media_type, name)
+
+    monkeypatch.setattr(indexer, "load", stuck)
+    monkeypatch.setattr(indexer, "LOAD_TIMEOUT_S", 0.05)
+    async with world(HashModel()) as w:
+        await w.put(*[document(f"docs/{n}", "stuck" if n < 9 else "fine", position=1) for n in range(12)])
+        await w.settle()
+        jobs = await w.stub.ListJobs(pb.ListJobsRequest())
+        assert (jobs.counts["parked"], jobs.counts["done"]) == (9, 3)
+        assert "could not be read within" in jobs.jobs[0].last_error
+        released.set()
 
 
 async def test_another_model_embeds_everything_anew_from_what_is_stored(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ import orjson
 import pytest
 from hypothesis import given, strategies as st
 
-from services.kernel.aggregates import Aggregate, rounded
+from services.kernel.aggregates import Aggregate, Summary, rounded
 from services.kernel.windows import (
-    Cell,
     CellKey,
     Entry,
     EventTime,
@@ -48,17 +47,19 @@ def content(table: WindowTable) -> dict[CellKey, object]:
 
 def brute_force(observations: dict[str, list[Entry]]) -> dict[CellKey, object]:
     """The fixed windows counted the plain way, for comparison."""
-    cells: dict[CellKey, Cell] = {}
+    cells: dict[CellKey, dict[str, Aggregate]] = {}
     for entry in (entry for observation in observations.values() for entry in observation):
         for size, hop in ((MINUTE, MINUTE), (5 * MINUTE, MINUTE)):
             for start in range(-5 * MINUTE, 1_100_000, hop):
                 if start <= entry.time_ms < start + size:
                     for group in entry.groups:
-                        cell = cells.setdefault(CellKey(Hopping(size, hop).name, group, start, start + size), Cell())
+                        cell = cells.setdefault(CellKey(Hopping(size, hop).name, group, start, start + size), {})
                         for measure, value in entry.values:
                             spread: dict[int, int] | None = {} if measure == "latency" else None
-                            cell.measures.setdefault(measure, Aggregate(spread=spread)).add(value)
-    return {key: state for key, cell in cells.items() if (state := cell.state())}
+                            cell.setdefault(measure, Aggregate(spread=spread)).add(value)
+    return {
+        key: {name: list(cell[name].summary().plain()) for name in sorted(cell)} for key, cell in cells.items() if cell
+    }
 
 
 @given(times, st.integers(1, 50), st.integers(1, 20))
@@ -117,46 +118,47 @@ def test_too_late_is_what_is_behind_its_own_partition_by_more_than_is_allowed() 
     assert not EventTime(allowed_lateness_ms=None).is_too_late(0, 10**15)
 
 
+def aggregate_of(sample: list[int], *, keeps_spread: bool = True) -> Aggregate:
+    aggregate = Aggregate(spread={} if keeps_spread else None)
+    for value in sample:
+        aggregate.add(value)
+    return aggregate
+
+
 @given(st.lists(values, max_size=40), st.lists(values, max_size=40))
 def test_taking_out_what_was_added_leaves_no_trace(kept: list[int], removed: list[int]) -> None:
-    plain, changed = Aggregate(spread={}), Aggregate(spread={})
-    for value in kept:
-        plain.add(value)
-    for value in kept + removed:
-        changed.add(value)
+    changed = aggregate_of(kept + removed)
     for value in removed:
         changed.add(value, -1)
-    assert changed == plain
+    assert changed == aggregate_of(kept)
+    assert changed.summary() == aggregate_of(kept).summary()
 
 
 @given(st.lists(values, max_size=40), st.lists(values, max_size=40))
 def test_merging_equals_adding_all(left: list[int], right: list[int]) -> None:
-    whole, one, two = Aggregate(spread={}), Aggregate(spread={}), Aggregate(spread={})
-    for value in left:
-        whole.add(value)
-        one.add(value)
-    for value in right:
-        whole.add(value)
-        two.add(value)
-    one.merge(two)
-    assert one == whole
+    one = aggregate_of(left)
+    one.merge(aggregate_of(right).summary())
+    assert one == aggregate_of(left + right)
 
 
 @given(st.lists(values, min_size=1, max_size=60), st.integers(0, 1000))
 def test_a_percentile_is_the_nearest_rank_of_the_rounded_values(sample: list[int], per_mille: int) -> None:
-    aggregate = Aggregate(spread={})
-    for value in sample:
-        aggregate.add(value)
+    summary = aggregate_of(sample).summary()
     rank = max(1, -(-len(sample) * per_mille // 1000))
     exact = sorted(sample)[rank - 1]
-    assert aggregate.percentile(per_mille) == rounded(exact)
+    assert summary.percentile(per_mille) == rounded(exact)
     assert abs(rounded(exact) - exact) <= abs(exact) * 0.005
-    assert aggregate.mean() == pytest.approx(fmean(sample))
+    assert summary.mean == pytest.approx(fmean(sample))
 
 
-def test_an_empty_aggregate_has_no_mean_and_no_percentile() -> None:
-    assert Aggregate(spread={}).mean() is None
-    assert Aggregate(spread={}).percentile(500) is None
+def test_an_empty_summary_has_no_mean_and_no_percentile() -> None:
+    assert Summary().mean is None
+    assert Summary().percentile(500) is None
+
+
+def test_refuses_percentiles_of_a_summary_without_values() -> None:
+    with pytest.raises(ValueError, match="keeps its values"):
+        Summary(1, 5).percentile(500)
 
 
 def test_refuses_to_take_out_what_is_not_in() -> None:
@@ -165,11 +167,11 @@ def test_refuses_to_take_out_what_is_not_in() -> None:
 
 
 @given(st.lists(values, max_size=20), st.booleans())
-def test_an_aggregate_survives_json(sample: list[int], keeps_spread: bool) -> None:
-    aggregate = Aggregate(spread={} if keeps_spread else None)
-    for value in sample:
-        aggregate.add(value)
-    assert Aggregate.restored(orjson.loads(orjson.dumps(aggregate.state()))) == aggregate
+def test_a_summary_survives_json_and_can_be_gone_on_from(sample: list[int], keeps_spread: bool) -> None:
+    aggregate = aggregate_of(sample, keeps_spread=keeps_spread)
+    summary = Summary(*orjson.loads(orjson.dumps(list(aggregate.summary().plain()))))
+    assert summary == aggregate.summary()
+    assert Aggregate.of(summary, with_spread=keeps_spread) == aggregate
 
 
 histories = st.lists(st.tuples(st.sampled_from("abcdef"), st.lists(entries, max_size=2)), max_size=25)
@@ -217,7 +219,7 @@ def test_every_observation_is_in_a_window_or_counted_as_too_late(arrivals: list[
             table.put(str(index), [Entry(time, ("all",), (("seen", 1),))])
         newest[partition] = max(time, newest.get(partition, time))
     table.settle()
-    assert sum(cell.measures["seen"].count for cell in table.cells.values()) + too_late == len(arrivals)
+    assert sum(cell.measures["seen"].size for cell in table.cells.values()) + too_late == len(arrivals)
 
 
 def test_a_late_observation_corrects_a_window_that_was_handed_out() -> None:
@@ -227,7 +229,8 @@ def test_a_late_observation_corrects_a_window_that_was_handed_out() -> None:
     assert first.cell.revision == 1
     table.put("b", [Entry(2_000, ("all",), (("seen", 1),))])
     (second,) = table.settle()
-    assert (second.cell.revision, second.before, second.cell.state()) == (2, {"seen": [1, 1]}, {"seen": [2, 2]})
+    assert (second.cell.revision, second.before) == (2, {"seen": Summary(1, 1)})
+    assert second.cell.measures == {"seen": Summary(2, 2)}
     assert second.key == first.key
 
 
