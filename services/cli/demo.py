@@ -6,10 +6,9 @@ question, a change, the question again; two people become one and come apart aga
 
 import asyncio
 import contextlib
-import json
+import io
 import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -20,8 +19,8 @@ from typing import Any
 import click
 
 from services.cli.ask import show_answer, stream
-from services.cli.feedback import kpi_table, parse_rating
-from services.cli.ingest import until_processed
+from services.cli.feedback import parse_rating
+from services.cli.ingest import import_turns, until_processed
 from services.cli.people import erase_subject, show_certificate, show_explanation
 from services.cli.session import Session, command, document, identifier
 from services.kernel.errors import HeadwaterError, UnavailableError
@@ -29,7 +28,6 @@ from services.kernel.settings import load
 
 ADA = "email:ada.lindqvist@fjordmail.example"
 CHIARA = "email:chiara.romano@example.com"
-HISTORY_BATCH = 100
 
 
 def add_to(group: click.Group) -> None:
@@ -91,6 +89,13 @@ class Tour:
         self.say(f"{totals.accepted} change events from {name} are in the log.")
         self.record("ingest", file=name, accepted=totals.accepted)
 
+    async def history(self) -> None:
+        """Import the company's past conversations with their ratings."""
+        content = await asyncio.to_thread((self.data / "conversations.jsonl").read_bytes)
+        response = await import_turns(self.channel, io.BytesIO(content))
+        self.say(f"{response.turns} past turns with {response.ratings} ratings were imported.")
+        self.record("history", turns=response.turns, ratings=response.ratings)
+
     async def processed(self) -> None:
         """Wait until everything in the log has been processed."""
         from headwater.common.v1 import operations_pb2_grpc
@@ -123,14 +128,14 @@ class Tour:
             show_explanation(self.session, response)
         self.record("explain", explanation=document(response))
 
-    async def satisfaction(self) -> list[Any]:
-        """Return the newest satisfaction KPI of the widest window, for all models together."""
+    async def satisfaction(self) -> Any:
+        """Return the satisfaction KPI of the newest hour, for all models together."""
         from headwater.feedback.v1 import service_pb2, service_pb2_grpc
 
         stub = service_pb2_grpc.FeedbackServiceStub(self.channel)
         response = await stub.GetKpis(service_pb2.GetKpisRequest(kpis=["satisfaction"], window="3600s"))
         rows = [kpi for kpi in response.kpis if not kpi.dimensions]
-        return sorted(rows, key=lambda kpi: kpi.window_start.ToMilliseconds())[-1:]
+        return max(rows, key=lambda kpi: kpi.window_start.ToMilliseconds())
 
 
 async def _tour(session: Session, folder: Path, *, keep: bool, started: float) -> None:
@@ -178,8 +183,9 @@ async def _services(settings: Any) -> AsyncIterator[tuple[Any, str]]:
 
 
 async def _run(tour: Tour, policies: Path) -> None:
-    tour.step("1. The snapshot: customers, accounts, bookings, hotels, flights, and the company's documents")
+    tour.step("1. The snapshot: customers, bookings, hotels, flights, documents, and past conversations")
     await tour.ingest("00-snapshot.jsonl")
+    await tour.history()
     await tour.processed()
     await tour.ask("How long can I cancel free of charge after booking?")
     await tour.ask("Where am I staying in March, and from when?", ADA)
@@ -197,20 +203,20 @@ async def _run(tour: Tour, policies: Path) -> None:
 
     tour.step("4. Two people become one, by an account that took over an address")
     await tour.ingest("20-merge.jsonl")
-    await tour.ask("Which trips have I booked?", ADA)
+    mixed_up = await tour.ask("Which trips have I booked?", ADA)
     await tour.explain("crm/customers/1001", "bookings/bookings/MB-70403")
 
     tour.step("5. The account is corrected: they come apart again, and nothing of the other is left")
     await tour.ingest("30-unmerge.jsonl")
-    answer = await tour.ask("Which trips have I booked?", ADA)
+    right = await tour.ask("Which trips have I booked?", ADA)
     await tour.explain("crm/customers/1001", "bookings/bookings/MB-70403")
 
     tour.step("6. The source changes shape: new columns, a new type, a new key, a truncate")
     await tour.ingest("40-drift.jsonl")
     await tour.ask("What do I eat?", ADA)
 
-    tour.step("7. A rating moves a KPI")
-    await _rate(tour, answer.answer_id)
+    tour.step("7. Ratings move a KPI")
+    await _rate(tour, mixed_up, right)
 
     tour.step("8. A person is erased: from the log, every store and every index")
     await tour.processed()
@@ -242,23 +248,15 @@ async def _until_amended(tour: Tour) -> None:
     raise HeadwaterError("the amended policy did not become searchable within its time")
 
 
-async def _rate(tour: Tour, answer_id: str) -> None:
+async def _rate(tour: Tour, mixed_up: Any, right: Any) -> None:
+    """Rate two answers and show what the KPI of this hour is after each."""
     from headwater.feedback.v1 import service_pb2, service_pb2_grpc
 
     stub = service_pb2_grpc.FeedbackServiceStub(tour.channel)
-    await tour.processed()
-    before = await tour.satisfaction()
-    await stub.Rate(service_pb2.RateRequest(rating=parse_rating(answer_id, "up", "Exactly my trips, thank you!")))
-    await tour.processed()
-    after = await tour.satisfaction()
-    if not tour.session.as_json:
-        tour.say("Before: " + (f"{before[0].value:.2f} of {before[0].count}" if before else "no rating yet"))
-        tour.session.console.print(kpi_table(after))
-    tour.record("rate", before=[document(kpi) for kpi in before], after=[document(kpi) for kpi in after])
-    if not after:
-        sys.exit("the rating did not reach the KPIs")
-
-
-def conversations(path: Path) -> list[dict[str, Any]]:
-    """Return the shipped history of conversations."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    ratings = ((right, "up", "Exactly my trips, thank you!"), (mixed_up, "down", "Kyoto? That is not my trip."))
+    for answer, rating, words in ratings:
+        await stub.Rate(service_pb2.RateRequest(rating=parse_rating(answer.answer_id, rating, words)))
+        await tour.processed()
+        kpi = await tour.satisfaction()
+        tour.say(f"“{words}” ({rating}): satisfaction of this hour is {kpi.value:.2f}, of {kpi.count} ratings.")
+        tour.record("rate", rating=rating, satisfaction=document(kpi))

@@ -1,17 +1,24 @@
 """`headwater ingest`: change events and documents from files or standard input."""
 
 import asyncio
+import contextlib
+import functools
+import itertools
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from services.cli.session import Session, command, document
+from services.kernel.errors import InvalidInputError
 
 POLL_S = 0.05
+TURNS_PER_REQUEST = 200
+CONVERSATIONS = "conversations"
 
 
 def add_to(group: click.Group) -> None:
@@ -20,7 +27,12 @@ def add_to(group: click.Group) -> None:
     @command(group, "ingest")
     @click.argument("files", nargs=-1, required=True)
     @click.option("--source", default="", help="The source's name, where the events do not say it.")
-    @click.option("--format", "format_", default="auto", help="auto, or a format's name: native, debezium, kcat, …")
+    @click.option(
+        "--format",
+        "format_",
+        default="auto",
+        help="auto; native, debezium, kcat, …; or conversations: past turns.",
+    )
     @click.option("--wait/--no-wait", default=True, help="Wait until everything is processed.")
     async def ingest(session: Session, files: Sequence[str], source: str, format_: str, *, wait: bool) -> None:
         """Take change events (one a line) or documents from FILES; - is standard input. Prints the balance."""
@@ -35,16 +47,57 @@ def add_to(group: click.Group) -> None:
             with Progress(*columns, console=session.progress, transient=True, disable=session.as_json) as progress:
                 for name in files:
                     task = progress.add_task(f"reading {name}", total=None)
-                    results[name] = await push_file(
-                        stub, name, source, format_, lambda done, task=task: progress.update(task, completed=done)
-                    )
+                    if format_ == CONVERSATIONS:
+                        results[name] = await _import_file(channel, name)
+                        continue
+                    tell = functools.partial(_tell, progress, task)
+                    results[name] = await push_file(stub, name, source, format_, tell)
             operations = operations_pb2_grpc.OperationsServiceStub(channel)
             if wait:
                 await until_processed(session, operations)
             balance = await operations.GetBalance(pb.GetBalanceRequest())
         _show(session, results, balance)
-        if any(totals.dead_lettered for totals in results.values()):
+        if any(totals.dead_lettered or totals.refused for totals in results.values()):
             sys.exit(1)
+
+
+def _tell(progress: Progress, task: TaskID, done: int) -> None:
+    progress.update(task, completed=done)
+
+
+def _opened(name: str) -> BinaryIO:
+    return Path(name).open("rb")
+
+
+async def import_turns(channel: Any, stream: BinaryIO) -> Any:
+    """Import past conversations, one turn a line; returns an ImportTurnsResponse."""
+    from headwater.feedback.v1 import service_pb2, service_pb2_grpc
+
+    def requests() -> Iterator[Any]:
+        while lines := list(itertools.islice(stream, TURNS_PER_REQUEST)):
+            yield service_pb2.ImportTurnsRequest(lines=[line.decode(errors="replace") for line in lines])
+
+    return await service_pb2_grpc.FeedbackServiceStub(channel).ImportTurns(requests())
+
+
+async def _import_file(channel: Any, name: str) -> Any:
+    """Import past conversations from a file, with the totals that events have."""
+    from services.ingest.client import Totals
+
+    try:
+        with contextlib.ExitStack() as stack:
+            stream = sys.stdin.buffer if name == "-" else stack.enter_context(_opened(name))
+            response = await import_turns(channel, stream)
+    except OSError as error:
+        raise InvalidInputError(f"{name}: {error.strerror}: name a file that can be read") from error
+    errors = tuple(f"{name}:{line.number}: {line.reason}" for line in response.refused_lines)
+    return Totals(
+        read=response.turns + response.refused,
+        accepted=response.turns,
+        refused=response.refused,
+        errors=errors,
+        position_token=response.position_token,
+    )
 
 
 async def until_processed(session: Session, operations: Any) -> None:
@@ -74,7 +127,7 @@ def _show(session: Session, results: dict[str, Any], balance: Any) -> None:
     for name, totals in results.items():
         session.console.print(
             f"{name}: {totals.read} read = {totals.accepted} accepted + {totals.skipped} skipped + "
-            f"{totals.dead_lettered} dead-lettered"
+            f"{totals.dead_lettered} dead-lettered" + (f" + {totals.refused} refused" if totals.refused else "")
         )
         for error in totals.errors:
             session.console.print(f"  [red]{error}[/]")

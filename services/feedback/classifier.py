@@ -62,12 +62,16 @@ class Models:
             unit.execute("DELETE FROM feedback_models WHERE tenant=?", (tenant,))
         self._loaded.pop(tenant, None)
 
-    def outgrown(self) -> list[str]:
+    async def outgrown(self) -> list[str]:
         """Return the tenants that have many more ratings than when their model was tried last."""
-        rows = self._database.reader.execute(
-            """SELECT r.tenant, count(*), coalesce(m.ratings, 0) FROM feedback_ratings AS r
-               LEFT JOIN feedback_models AS m USING (tenant) WHERE r.value IS NOT NULL GROUP BY r.tenant"""
-        )
+        return await asyncio.to_thread(self._outgrown)
+
+    def _outgrown(self) -> list[str]:
+        with self._database.snapshot() as connection:  # it looks at every rating, so not on the event loop
+            rows = connection.execute(
+                """SELECT r.tenant, count(*), coalesce(m.ratings, 0) FROM feedback_ratings AS r
+                   LEFT JOIN feedback_models AS m USING (tenant) WHERE r.value IS NOT NULL GROUP BY r.tenant"""
+            ).fetchall()
         return [tenant for tenant, now, before in rows if now >= max(learning.EXAMPLES_MIN, before * GROWTH)]
 
     async def learn(self, tenant: str) -> Model | None:
@@ -92,7 +96,7 @@ class Models:
     async def learn_forever(self) -> None:
         """Look from time to time whether there is more to learn from; a background task."""
         while True:
-            for tenant in self.outgrown():
+            for tenant in await self.outgrown():
                 await self.learn(tenant)
             await asyncio.sleep(PAUSE_S)
 

@@ -83,9 +83,9 @@ class FeedbackServicer(service_pb2_grpc.FeedbackServiceServicer):
             raise InvalidInputError("GetKpis: limit must not be negative")
         await self._wait(request)
         limit = request.limit or LIMIT
-        since_ms = milliseconds(request.since, 0) if request.HasField("since") else None
+        since_ms = milliseconds(request.since, 0) if request.HasField("since") else -1
         query = KpiQuery(request.tenant or DEFAULT_TENANT, list(request.kpis), since_ms, request.window)
-        rows = self._reader.read(query, limit + 1)
+        rows = await asyncio.to_thread(self._reader.read, query, limit + 1)
         watermark_ms = self._settings.event_time.watermark(self._reader.newest_ms(query.tenant))
         response = pb.GetKpisResponse(too_late=self._reader.too_late(query.tenant), truncated=len(rows) > limit)
         if watermark_ms is not None:

@@ -12,7 +12,7 @@ class KpiQuery(NamedTuple):
 
     tenant: str
     kpis: Collection[str] = ()
-    ends_after_ms: int | None = None
+    ends_after_ms: int = -1
     window: str = ""
 
 
@@ -20,7 +20,7 @@ class KpiReader(Protocol):
     """The KPIs, for queries."""
 
     def read(self, query: KpiQuery, limit: int) -> list[KpiRow]:
-        """Return KPIs of the newest windows, at most `limit`, by KPI and window."""
+        """Return KPIs of the newest windows, at most `limit`, by KPI and window; called in a thread."""
 
     def newest_ms(self, tenant: str) -> Mapping[int, int]:
         """Return the time of the newest turn of each partition."""

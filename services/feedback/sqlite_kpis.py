@@ -31,6 +31,7 @@ SCHEMA = (
          count INTEGER NOT NULL, revision INTEGER NOT NULL,
          PRIMARY KEY (tenant, window, dimensions, start_ms, end_ms, kpi)) WITHOUT ROWID""",
     "CREATE INDEX feedback_kpis_by_end ON feedback_kpis (tenant, end_ms) WHERE count>0",
+    "CREATE INDEX feedback_kpis_by_window ON feedback_kpis (tenant, window, end_ms) WHERE count>0",
     "CREATE TABLE feedback_told (tenant TEXT PRIMARY KEY, until_ms INTEGER NOT NULL) WITHOUT ROWID",
 )
 _REBUILT = ("feedback_observations", "feedback_windows", "feedback_kpis", "feedback_told")
@@ -200,18 +201,21 @@ class SqliteObservations:
     # Queries ----------------------------------------------------------------------------------------------------
 
     def read(self, query: KpiQuery, limit: int) -> list[KpiRow]:
-        """Return KPIs of the newest windows, at most `limit`, by KPI and window."""
-        tenant = query.tenant or DEFAULT_TENANT
-        rows = self._database.reader.execute(
-            f"""SELECT {_KPI} FROM feedback_kpis WHERE tenant=? AND count>0 AND end_ms>? AND (?='' OR window=?)
-                  AND (? OR kpi IN (SELECT value FROM json_each(?)))
-                ORDER BY end_ms DESC, start_ms DESC, window, dimensions, kpi LIMIT ?""",
-            (
-                tenant, -1 if query.ends_after_ms is None else query.ends_after_ms, query.window, query.window,
-                not query.kpis, orjson.dumps(sorted(query.kpis)).decode(), limit,
-            ),
-        )  # fmt: skip
-        return sorted(map(_row, rows), key=lambda row: (row.computed.kpi, row.key))
+        """Return KPIs of the newest windows, at most `limit`, by KPI and window; call it in a thread."""
+        conditions, values = ["tenant=?", "count>0", "end_ms>?"], [query.tenant or DEFAULT_TENANT, query.ends_after_ms]
+        if query.window:
+            conditions.append("window=?")
+            values.append(query.window)
+        if query.kpis:
+            conditions.append("kpi IN (SELECT value FROM json_each(?))")
+            values.append(orjson.dumps(sorted(query.kpis)).decode())
+        with self._database.snapshot() as connection:
+            rows = connection.execute(
+                f"SELECT {_KPI} FROM feedback_kpis WHERE {' AND '.join(conditions)} "
+                "ORDER BY end_ms DESC, start_ms DESC, window, dimensions, kpi LIMIT ?",
+                (*values, limit),
+            )
+            return sorted(map(_row, rows), key=lambda row: (row.computed.kpi, row.key))
 
     def table(self, connection: sqlite3.Connection) -> dict[tuple[CellKey, str], Computed]:
         """Return all KPIs that have a value."""

@@ -225,8 +225,10 @@ class Runner:
                 except Exception:  # whatever the store's driver raises: an outage must not end the service
                     log.exception("enrichment.store_failed")
                     wait_s = 1.0
+                # Not `wait_for`: it loses a cancellation that comes together with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), wait_s if wait_s < float("inf") else None)
+                    async with asyncio.timeout(wait_s if wait_s < float("inf") else None):
+                        await self._woken.wait()
         finally:
             for task in self._tasks:
                 task.cancel()

@@ -1,7 +1,7 @@
 """Whether somebody has asked something just now: then the batches of processors are kept short.
 
-Everything of a process shares one loop. With nobody waiting, long batches cost least; a question takes a dozen rounds of
-the loop, and between two rounds there may be a batch.
+Everything of a process shares one loop. With nobody waiting, long batches cost least; a question takes a dozen rounds
+of the loop, and between two rounds there may be a batch.
 """
 
 import time

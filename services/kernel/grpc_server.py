@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 class EdgeInterceptor(grpc.aio.ServerInterceptor):
-    """Turns a HeadwaterError into its status (anything else is a bug: INTERNAL, and logged), and notes what is asked."""
+    """Turns a HeadwaterError into its status (anything else is a bug: INTERNAL, and logged), and notes the call."""
 
     def __init__(self, foreground: Foreground) -> None:
         self._foreground = foreground

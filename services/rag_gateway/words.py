@@ -177,7 +177,7 @@ def _trimmed(text: str, span: Span) -> Span:
     start, end = span
     while start < end and text[start].isspace():
         start += 1
-    while end > start and text[end - 1].isspace():
+    while end > start and (text[end - 1].isspace() or text[end - 1] == "|"):
         end -= 1
     marker = _MARKER.match(text, start, end)
     return Span(marker.end() if marker else start, end)

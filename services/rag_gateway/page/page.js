@@ -14,7 +14,8 @@ const STATUS_EVERY_MS = 2000;
 
 const state = {
   conversation: recall("conversation"),
-  hidden: new Set(JSON.parse(recall("hidden") || "[]")),
+  // Each answer moves many KPIs, which have a place of their own.
+  hidden: new Set(JSON.parse(recall("hidden") || '["kpis"]')),
   status: null,
   statusAt: 0,
 };

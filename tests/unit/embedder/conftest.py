@@ -96,4 +96,5 @@ async def running_world(
         async with grpc.aio.insecure_channel(runtime.address) as channel:
             yield World(runtime, channel)
     finally:
-        await asyncio.wait_for(runtime.stop(), 30)
+        async with asyncio.timeout(30):
+            await runtime.stop()
