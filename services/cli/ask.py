@@ -87,9 +87,8 @@ def show_answer(session: Session, answer: Any) -> None:
             f"{citation.title or citation.document_id}, version {citation.version[:8]}, {citation.start}-{citation.end}"
         )
         console.print(f"  \\[{citation.number}] {where}, {mark}: “{quote}”", highlight=False)
-    for store in answer.freshness:
-        newest = max((source.as_of.ToDatetime().isoformat(" ", "seconds") for source in store.sources), default="-")
-        console.print(f"  {store.store}: current to {newest} UTC, {store.behind} records behind", highlight=False)
+    stores = [f"{store.store} as of {_as_of(store)}" for store in answer.freshness]
+    console.print(f"  fresh: {'; '.join(stores)}", highlight=False)
     for missing in answer.missing:
         console.print(f"  [yellow]without {missing}[/]")
     console.print(
@@ -97,3 +96,10 @@ def show_answer(session: Session, answer: Any) -> None:
         f"{answer.latency_ms:.0f} ms",
         highlight=False,
     )
+
+
+def _as_of(store: Any) -> str:
+    """Say what a store is current to, in the sources' own time."""
+    newest = max((source.as_of.ToDatetime() for source in store.sources), default=None)
+    words = f"{newest:%Y-%m-%d %H:%M:%S}" if newest else "nothing"
+    return words + (f" ({store.behind} records behind)" if store.behind else "")

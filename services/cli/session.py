@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from rich.console import Console
 from services.kernel.errors import HeadwaterError, InvalidInputError, from_rpc
 from services.kernel.settings import Settings, load
 
+PIPE_COLUMNS = 120
 Command = Callable[..., Coroutine[Any, Any, None]]
 
 _OPTIONS = (
@@ -85,7 +87,10 @@ def command(group: click.Group, name: str, **attributes: Any) -> Callable[[Comma
             settings = replace(settings, data=data) if data is not None else settings
             # Beside an answer, only what is wrong is worth a line.
             telemetry.configure_logging("WARNING", as_json=settings.log_json)
-            session = Session(settings, as_json, address, Console(soft_wrap=True), Console(stderr=True))
+            # Into a file or a pipe, lines are not cut to the 80 columns of a terminal that is not there.
+            width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
+            console = Console(soft_wrap=True, width=width)
+            session = Session(settings, as_json, address, console, Console(stderr=True))
             asyncio.run(function(session, **arguments))
 
         for option in _OPTIONS:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from services.identity_graph.matching import Resolution, has_too_many_values, resolve
 from services.identity_graph.model import (
+    OVERGROWN,
     Crowd,
     Kinds,
     Link,
@@ -31,10 +32,12 @@ class Component(NamedTuple):
     Attributes:
         nodes: the nodes, in the order of their contents' texts where there was anything to decide.
         resolution: the clusters of the nodes; None where they are one person without any doubt.
+        overgrown: whether it is too large, so that its nodes stand alone.
     """
 
     nodes: list[Node]
     resolution: Resolution | None
+    overgrown: bool = False
 
 
 class Outcome(NamedTuple):
@@ -115,10 +118,10 @@ def recluster(state: WorkingSet, counts: Mapping[Link, Crowd]) -> Outcome:
     if not nodes:
         return NOTHING
     holders = _holders(nodes)
-    quarantined = _newly_crowded(state, nodes, holders)
+    quarantined = {**_newly_crowded(state, nodes, holders), **state.crowded}
     released = tuple(sorted(link for link, crowd in counts.items() if not state.kinds.is_crowded(link, *crowd)))
     muted = frozenset((state.crowds.keys() | quarantined.keys()) - set(released))
-    components = _components(nodes, holders, muted, state.kinds)
+    components = _components(state, nodes, holders, muted)
     _set_components(state, components)
     crowds: dict[Link, Crowd | None] = {**counts, **quarantined, **dict.fromkeys(released)}
     for link in muted:
@@ -151,7 +154,7 @@ def _newly_crowded(state: WorkingSet, nodes: Sequence[Node], holders: Holders) -
     return found
 
 
-def _components(nodes: Iterable[Node], holders: Holders, muted: frozenset[Link], kinds: Kinds) -> list[Component]:
+def _components(state: WorkingSet, nodes: Iterable[Node], holders: Holders, muted: frozenset[Link]) -> list[Component]:
     """Gather the nodes that links join, and resolve each set; nodes that nothing links are set apart at once."""
     gathered = {node.id: [node] for node in nodes if node.rows}
     for link, held in holders.items():
@@ -164,9 +167,21 @@ def _components(nodes: Iterable[Node], holders: Holders, muted: frozenset[Link],
         links = found[0].content.links
         if len(found) == 1 and muted.issuperset(links):
             found[0].component, found[0].standing = None, Standing(None, suspect=False, muted=links)
+        elif _is_overgrown(state, found):
+            for node in found:
+                node.component, node.standing = OVERGROWN, Standing(None, suspect=True, muted=node.content.links)
+            components.append(Component(found, None, overgrown=True))
         else:
-            components.append(_resolved(found, muted, kinds))
+            components.append(_resolved(found, muted, state.kinds))
     return components
+
+
+def _is_overgrown(state: WorkingSet, nodes: Sequence[Node]) -> bool:
+    if len(nodes) > state.kinds.max_component:
+        return True
+    if not state.outside and not state.still_overgrown:
+        return False
+    return any(node.id in state.still_overgrown or not state.outside.isdisjoint(node.content.links) for node in nodes)
 
 
 def _gather(gathered: dict[int, list[Node]], held: Sequence[Node]) -> None:
@@ -208,10 +223,11 @@ def _set_standing(nodes: Sequence[Node], *, suspect: bool, muted: frozenset[Link
 def _set_components(state: WorkingSet, components: Iterable[Component]) -> None:
     """Name the components; most keep the name that most of their nodes have in the store already."""
     taken: set[int] = set()
-    for component in sorted(components, key=lambda component: -len(component.nodes)):
+    named = [component for component in components if not component.overgrown]
+    for component in sorted(named, key=lambda component: -len(component.nodes)):
         counts: dict[int, int] = defaultdict(int)
         for node in component.nodes:
-            if node.before.component is not None and node.before.component not in taken:
+            if node.before.component and node.before.component not in taken:
                 counts[node.before.component] += 1
         if counts:
             name = max(counts, key=lambda known: (counts[known], -known))

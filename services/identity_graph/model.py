@@ -23,6 +23,10 @@ NEVER_MS = 1 << 62
 """The first sighting of a record that was never seen."""
 
 NO_ROW = (NEVER_MS, "")
+
+OVERGROWN = 0
+"""The component of all nodes whose component has grown beyond its bound."""
+
 LINK_SEPARATOR = "\x1e"
 
 Link = str
@@ -115,6 +119,7 @@ class Kinds:
         self.values_always_fine = min(common, default=0)
         self.records_always_fine = min(self.max_records.values(), default=0)
         self.max_cluster = settings.max_cluster
+        self.max_component = settings.max_component
 
     def content(self, tenant: str, text: str) -> Content:
         """Return the content that a text stands for."""
@@ -216,7 +221,8 @@ class Node:
         content: what each of the rows holds.
         rows: how many there are now; 0: it is about to go.
         first: the oldest of the rows, and of equal ones the least: its first sighting and its key.
-        component: names the set of nodes that are joined by links, directly or not; None where nothing links it.
+        component: names the set of nodes that are joined by links, directly or not; None where nothing links it, and
+            OVERGROWN where the set is too large.
         standing: what the graph says now.
         before: what the store says.
         joined, left: rows that came and went in this batch.
@@ -365,6 +371,9 @@ class WorkingSet:
         nodes: the nodes of components that change, by id.
         by_content: the same, by tenant and text.
         crowds: identifiers that were quarantined before, as far as nodes here hold them.
+        crowded: identifiers that too many hold now, as counted in the store.
+        outside: links that join what holds them with an overgrown component.
+        still_overgrown: nodes, by id, that stay in one.
     """
 
     kinds: Kinds
@@ -380,6 +389,9 @@ class WorkingSet:
     nodes: dict[int, Node] = field(default_factory=dict)
     by_content: dict[tuple[str, str], Node] = field(default_factory=dict)
     crowds: dict[Link, Crowd] = field(default_factory=dict)
+    crowded: dict[Link, Crowd] = field(default_factory=dict)
+    outside: set[Link] = field(default_factory=set)
+    still_overgrown: set[int] = field(default_factory=set)
 
     def add_node(self, node: Node) -> None:
         """Take a node in."""

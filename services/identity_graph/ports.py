@@ -60,13 +60,13 @@ class GraphReader(Protocol):
         """Return all nodes of components."""
 
     async def lone_nodes(self, contents: Collection[tuple[str, str]]) -> Sequence[StoredNode]:
-        """Return nodes that nothing links, by tenant and text."""
+        """Return nodes that nothing links, or that are in overgrown components, by tenant and text."""
 
     async def holders(self, links: Collection[Link]) -> Sequence[StoredNode]:
         """Return all nodes that hold one of the links."""
 
-    async def components_of(self, links: Collection[Link]) -> Collection[int]:
-        """Return the components of the holders of links that are not quarantined."""
+    async def components_of(self, links: Collection[Link]) -> Mapping[Link, int]:
+        """Return the component of the holders of each link that is held, and that is not quarantined."""
 
     async def crowds(self, links: Collection[Link]) -> dict[Link, Crowd]:
         """Return those of the links that are quarantined."""

@@ -112,6 +112,8 @@ class Settings:
         email_tags_ignored: domains at which dots and anything after a plus sign do not count.
         junk: values, beside the built-in ones, that never link.
         max_cluster: a profile has at most this many records that differ in their identifiers.
+        max_component: where more such records than this are joined, by whatever chain of links, nothing can be told of
+            any of them: each stands alone, and is suspect. It bounds the work that a change can cause.
         erasure_services: whose acknowledgements an erasure waits for.
     """
 
@@ -121,6 +123,7 @@ class Settings:
     email_tags_ignored: frozenset[str] = frozenset()
     junk: frozenset[str] = frozenset()
     max_cluster: int = 200
+    max_component: int = 5_000
     erasure_services: tuple[str, ...] = ERASURE_SERVICES
 
     @classmethod
@@ -143,6 +146,7 @@ class Settings:
             email_tags_ignored=_texts("identity_graph.email_tags_ignored", table.get("email_tags_ignored", ())),
             junk=_texts("identity_graph.junk", table.get("junk", ())),
             max_cluster=_positive("identity_graph.max_cluster", table.get("max_cluster", 200)),
+            max_component=_positive("identity_graph.max_component", table.get("max_component", 5_000)),
             erasure_services=tuple(
                 sorted(_texts("identity_graph.erasure_services", table["erasure_services"]))
                 if "erasure_services" in table

@@ -67,7 +67,7 @@ class SqliteQueries:
         marks = orjson.dumps(list(node_ids)).decode()
         rows = self._reader.execute(
             f"SELECT {_EVIDENCE} FROM identity_nodes n WHERE n.component IN (SELECT component FROM identity_nodes "
-            "WHERE id IN (SELECT value FROM json_each(?)) AND component IS NOT NULL) "
+            "WHERE id IN (SELECT value FROM json_each(?)) AND component > 0) "
             f"UNION SELECT {_EVIDENCE} FROM identity_nodes n WHERE n.id IN (SELECT value FROM json_each(?))",
             (marks, marks),
         )
@@ -85,9 +85,10 @@ class SqliteQueries:
         rows = self._reader.execute(
             "SELECT r.key, r.birth, r.position, n.id FROM identity_nodes m "
             "JOIN identity_nodes n ON n.component = m.component AND n.profile = m.profile "
-            "JOIN identity_records r ON r.node = n.id WHERE m.id = ? AND m.component IS NOT NULL "
+            "JOIN identity_records r ON r.node = n.id WHERE m.id = ? AND m.component > 0 "
             "UNION ALL SELECT r.key, r.birth, r.position, r.node FROM identity_records r "
-            "WHERE r.birth = ? AND r.node IN (SELECT id FROM identity_nodes WHERE component IS NULL) ORDER BY 1",
+            "WHERE r.birth = ? AND EXISTS (SELECT 1 FROM identity_nodes n WHERE n.id = r.node AND n.profile IS NULL) "
+            "ORDER BY 1",
             (found.node_id, found.profile_id),
         ).fetchall()
         links: set[Link] = set()

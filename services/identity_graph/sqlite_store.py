@@ -38,7 +38,7 @@ SCHEMA = (
          rows INTEGER NOT NULL, first_seen INTEGER NOT NULL, first_key TEXT NOT NULL, component INTEGER, profile TEXT,
          suspect INTEGER NOT NULL, muted TEXT, lone INTEGER)""",
     "CREATE INDEX identity_nodes_component ON identity_nodes (component) WHERE component IS NOT NULL",
-    # A node that nothing links is found by a checksum of what it holds; the others are found by their links.
+    # A node that stands alone is found by a checksum of what it holds; the others are found by their links.
     "CREATE INDEX identity_nodes_lone ON identity_nodes (lone) WHERE lone IS NOT NULL",
     "CREATE TABLE identity_links (link TEXT, node INTEGER, PRIMARY KEY (link, node)) WITHOUT ROWID",
     """CREATE TABLE identity_crowds (
@@ -125,7 +125,7 @@ class SqliteGraph:
         return self._nodes("json_each(?) j CROSS JOIN identity_nodes n ON n.component = j.value", components)
 
     async def lone_nodes(self, contents: Collection[tuple[str, str]]) -> Sequence[StoredNode]:
-        """Return nodes that nothing links, by tenant and text."""
+        """Return nodes that nothing links, or that are in overgrown components, by tenant and text."""
         found = self._nodes(
             "json_each(?) j CROSS JOIN identity_nodes n ON n.lone = j.value",
             {checksum(tenant, text) for tenant, text in contents},
@@ -146,17 +146,17 @@ class SqliteGraph:
         cursor = self._connection.execute(f"SELECT {_NODE} FROM {tables}", _json(values))
         return list(map(StoredNode._make, cursor))
 
-    async def components_of(self, links: Collection[Link]) -> Collection[int]:
-        """Return the components of the holders of links that are not quarantined."""
+    async def components_of(self, links: Collection[Link]) -> Mapping[Link, int]:
+        """Return the component of the holders of each link that is held, and that is not quarantined."""
         if not links:
-            return ()
+            return {}
         # All holders of such a link are in one component, so any of them tells.
         cursor = self._connection.execute(
-            "SELECT (SELECT n.component FROM identity_links l JOIN identity_nodes n ON n.id = l.node "
+            "SELECT j.value, (SELECT n.component FROM identity_links l JOIN identity_nodes n ON n.id = l.node "
             "WHERE l.link = j.value LIMIT 1) FROM json_each(?) j",
             _json(links),
         )
-        return {component for (component,) in cursor if component is not None}
+        return {link: component for link, component in cursor if component is not None}
 
     async def crowds(self, links: Collection[Link]) -> dict[Link, Crowd]:
         """Return those of the links that are quarantined."""
@@ -341,7 +341,7 @@ async def hash_of(connection: sqlite3.Connection) -> str:
 
 def _fields(node: Node) -> tuple[object, ...]:
     profile, suspect, muted = node.standing
-    lone = checksum(node.content.tenant, node.content.text) if node.component is None else None
+    lone = None if node.component else checksum(node.content.tenant, node.content.text)
     return (
         node.rows, *node.first, node.component, profile, suspect, orjson.dumps(muted).decode() if muted else None, lone
     )  # fmt: skip

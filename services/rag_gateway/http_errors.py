@@ -1,5 +1,7 @@
 """Errors as HTTP answers, in the shape that OpenAI's clients read; and streams of server-sent events."""
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
@@ -78,12 +80,14 @@ async def json_body(request: web.Request) -> dict[str, Any]:
     return document
 
 
-async def open_stream(request: web.Request) -> web.StreamResponse:
-    """Begin an answer of server-sent events."""
+@contextlib.asynccontextmanager
+async def event_stream(request: web.Request) -> AsyncIterator[web.StreamResponse]:
+    """Answer with server-sent events for the length of a block, which ends early when the reader goes away."""
     response = web.StreamResponse(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
     response.content_type = "text/event-stream"
     await response.prepare(request)
-    return response
+    with contextlib.suppress(ConnectionResetError):
+        yield response
 
 
 async def send(response: web.StreamResponse, document: Any, event: str = "") -> None:

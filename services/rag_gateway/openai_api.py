@@ -4,8 +4,9 @@ Who asks is `user`, as kind:value, or `metadata.as`; `metadata` may also hold co
 (labels separated by commas). The answer carries a field `headwater` with citations, freshness and ids.
 """
 
+import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from headwater.rag_gateway.v1 import service_pb2, service_pb2_grpc
 from services.kernel.errors import HeadwaterError, InvalidInputError, NotFoundError, from_rpc
 from services.kernel.http import tenant_of
 from services.kernel.service import Platform
-from services.rag_gateway.http_errors import body_of, json_body, json_response, open_stream, send
+from services.rag_gateway.http_errors import body_of, event_stream, json_body, json_response, send
 from services.rag_gateway.http_json import as_json, identifier_of, question_of
 
 MODEL = "headwater"
@@ -47,22 +48,22 @@ class OpenAiRoutes:
         """Answer the last message of a chat."""
         body = await json_body(request)
         question = _question(body, tenant_of(request))
-        pieces = self._ask(question)
         created = int(time.time())
-        if not body.get("stream"):
-            answer = service_pb2.Answer()
-            async for piece in pieces:
-                if piece.WhichOneof("piece") == "answer":
-                    answer = piece.answer
-            return json_response(_completion(answer, created))
-        # Nothing is sent before the first piece: until then a refusal still has a status of its own.
-        first = await anext(pieces)
-        response = await open_stream(request)
-        usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        await _stream(response, first, pieces, created, usage=usage)
-        return response
+        async with contextlib.aclosing(self._ask(question)) as pieces:
+            if not body.get("stream"):
+                answer = service_pb2.Answer()
+                async for piece in pieces:
+                    if piece.WhichOneof("piece") == "answer":
+                        answer = piece.answer
+                return json_response(_completion(answer, created))
+            # Nothing is sent before the first piece: until then a refusal still has a status of its own.
+            first = await anext(pieces)
+            usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            async with event_stream(request) as response:
+                await _stream(response, first, pieces, created, usage=usage)
+            return response
 
-    async def _ask(self, question: service_pb2.Question) -> AsyncIterator[service_pb2.AskResponse]:
+    async def _ask(self, question: service_pb2.Question) -> AsyncGenerator[service_pb2.AskResponse, None]:
         stub = service_pb2_grpc.RagGatewayServiceStub(self._platform.peers.channel("rag_gateway"))
         try:
             async for piece in stub.Ask(service_pb2.AskRequest(question=question)):

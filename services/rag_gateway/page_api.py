@@ -1,6 +1,7 @@
 """The page's own endpoints, JSON in and out: everything on it comes from the services' contracts and the log."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from headwater.rag_gateway.v1 import service_pb2, service_pb2_grpc
 from services.kernel.errors import HeadwaterError, InvalidInputError, from_rpc
 from services.kernel.http import tenant_of
 from services.kernel.service import Platform
-from services.rag_gateway.http_errors import body_of, json_body, json_response, open_stream, send
+from services.rag_gateway.http_errors import body_of, event_stream, json_body, json_response, send
 from services.rag_gateway.http_json import as_json, identifier_of, question_of
 from services.rag_gateway.live_events import LiveEvents
 
@@ -48,16 +49,15 @@ class PageRoutes:
         stub = service_pb2_grpc.RagGatewayServiceStub(self._platform.peers.channel("rag_gateway"))
         call = stub.Ask(service_pb2.AskRequest(question=question))
         first = await call.read()  # a refusal comes here, while it can have a status of its own
-        response = await open_stream(request)
-        try:
-            piece: Any = first
-            while piece is not grpc.aio.EOF:
-                await _send_piece(response, piece)
-                piece = await call.read()
-        except grpc.aio.AioRpcError as error:
-            await send(response, body_of(from_rpc(error, "Ask of rag_gateway")), "error")
-        finally:
-            call.cancel()  # the reader has gone, or all is read
+        async with event_stream(request) as response:
+            try:
+                piece: Any = first
+                while piece is not grpc.aio.EOF:
+                    await _send_piece(response, piece)
+                    piece = await call.read()
+            except grpc.aio.AioRpcError as error:
+                await send(response, body_of(from_rpc(error, "Ask of rag_gateway")), "error")
+        call.cancel()  # the reader has gone, or all is read
         return response
 
     async def profile(self, request: web.Request) -> web.Response:
@@ -96,9 +96,12 @@ class PageRoutes:
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """What happens, as server-sent events, from a little before now on."""
-        response = await open_stream(request)
-        async for news in self._events.follow(tenant_of(request)):
-            await send(response, news)
+        async with (
+            event_stream(request) as response,
+            contextlib.aclosing(self._events.follow(tenant_of(request))) as news,
+        ):
+            async for new in news:
+                await send(response, new)
         return response
 
     async def kpis(self, request: web.Request) -> web.Response:

@@ -13,6 +13,7 @@ from headwater.rag_gateway.v1 import events_pb2
 from services.rag_gateway.context import Ingredients, profile_fields, row_title
 from services.rag_gateway.fields import Field, Kind, decoded, displayed, fields_of, is_currency, month_of, readable
 from services.rag_gateway.question import Asked, kin
+from services.rag_gateway.tables import headers, is_record, shown, table_line
 from services.rag_gateway.words import Span, sentences, terms
 
 # How much a term counts, by where it stands.
@@ -27,11 +28,6 @@ _MONEY = re.compile(r"[€$£¥%]|\b(?:euros?|eur|usd|gbp|dollars?|pounds?|free 
 _TIME = re.compile(
     r"\b(?:hours?|days?|weeks?|months?|minutes?|years?|\d{1,2}:\d{2}|\d{4}|midnight|noon)\b", re.IGNORECASE
 )
-_EMPHASIS = re.compile(r"\*\*|__|`|(?<!\w)\*(?=\S)|(?<=\S)\*(?!\w)")
-_RECORD = re.compile(r"[\w .-]{1,40}: [^;]+;")  # a row in words, as of a CSV file
-_ENDED = (".", "!", "?", ":", ";", ",")
-_CELLS = re.compile(r"\s*\|\s*")
-_RULE = re.compile(r"[\s|:\-–—]+")  # noqa: RUF001 - tables are ruled with dashes of all kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +215,14 @@ def _of_text(source: _Source) -> Iterator[Statement]:
     )
     yield from _of_question(source)
     spans = sentences(hit.text)
-    for span, header in zip(spans, _headers(hit.text, spans), strict=True):
+    for span, header in zip(spans, headers(hit.text, spans), strict=True):
         words = hit.text[span.start : span.end]
         skipped = words.endswith("?") or words.isupper() or _ID_LINE.fullmatch(words) or header == words
         if skipped or " ".join(words.split()).casefold() in headings:
             continue
-        listed = bool(header) or _RECORD.match(words) is not None
+        listed = bool(header) or is_record(words)
         yield Statement(
-            text=_table_line(header, words) if header else f"{_subject(hit, words)}{shown(words)}",
+            text=table_line(header, words) if header else f"{_subject(hit, words)}{shown(words)}",
             number=part.number,
             quote=words,
             start=span.start,
@@ -241,48 +237,6 @@ def _of_text(source: _Source) -> Iterator[Statement]:
 def _subject(hit: embedder_pb2.Hit, words: str) -> str:
     """What a sentence of a row's document is about, where the sentence does not say it."""
     return f"{hit.title}: " if hit.live_json and hit.title and hit.title not in words else ""
-
-
-def _headers(text: str, spans: Sequence[Span]) -> list[str]:
-    """For each span the header of the table that it is a line of; a header is its own header; empty for the others.
-
-    Tables are drawn with bars, or, as in the text of a PDF, are lines with numbers below a line without one.
-    """
-    headers: list[str] = []
-    for index, span in enumerate(spans):
-        words = text[span.start : span.end]
-        before = headers[-1] if headers and _adjacent(text, spans[index - 1], span) else ""
-        if "|" in words:
-            headers.append(before or words)
-        elif before and "|" not in before and _is_line(words):
-            headers.append(before)
-        elif _is_header(text, spans, index):
-            headers.append(words)
-        else:
-            headers.append("")
-    return headers
-
-
-def _is_header(text: str, spans: Sequence[Span], index: int) -> bool:
-    """Whether a line without numbers stands above at least two lines with numbers."""
-    words = text[spans[index].start : spans[index].end]
-    if any(letter.isdigit() for letter in words) or words.endswith(_ENDED) or len(spans) < index + 3:
-        return False
-    following = spans[index + 1 : index + 3]
-    together = zip(spans[index : index + 2], following, strict=True)
-    return all(_adjacent(text, *pair) for pair in together) and all(
-        _is_line(text[span.start : span.end]) for span in following
-    )
-
-
-def _is_line(words: str) -> bool:
-    return any(letter.isdigit() for letter in words) and not words.endswith(_ENDED) and _RECORD.match(words) is None
-
-
-def _adjacent(text: str, one: Span, other: Span) -> bool:
-    """Whether one span stands on the line after the other's, but for the ruling of a table."""
-    between = text[one.end : other.start]
-    return "\n" in between and "\n\n" not in between and _RULE.fullmatch(between) is not None
 
 
 def _of_question(source: _Source) -> Iterator[Statement]:
@@ -307,23 +261,6 @@ def _of_question(source: _Source) -> Iterator[Statement]:
         semantic=_semantic(hit),
         score=hit.score,
     )
-
-
-def shown(words: str) -> str:
-    """Words of a document as an answer tells them: on one line, without marks of emphasis."""
-    return " ".join(_EMPHASIS.sub("", words).split())
-
-
-def _table_line(header: str, line: str) -> str:
-    """A line of a table with its column names: `Weight of each: 23 kg`."""
-    names, cells = _cells(shown(header)), _cells(shown(line))
-    if len(names) != len(cells) or len(cells) == 1:
-        return f"{', '.join(cells)} ({', '.join(names)})"
-    return "; ".join(f"{name}: {cell}" if name else cell for name, cell in zip(names, cells, strict=True) if cell)
-
-
-def _cells(line: str) -> list[str]:
-    return _CELLS.split(line.strip().strip("|").strip())
 
 
 def _named(asked: Asked, row: Sequence[Field]) -> list[Field]:

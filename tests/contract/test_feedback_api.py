@@ -188,20 +188,34 @@ async def test_history_is_imported_once_however_often_it_is_sent(run_service: An
 
 async def test_what_people_write_is_classified(run_service: Any) -> None:
     async with run_service(build) as running:
-        await publish(running, turn("a1", question="You charged me twice, this is horrible!"))
+        log = running.platform.log
+
+        async def classified() -> list[events_pb2.TurnClassified]:
+            parts = [await log.read(topics.CLASSIFIED, p, 0) for p in range(log.partitions(topics.CLASSIFIED))]
+            return [events_pb2.TurnClassified.FromString(record.value or b"") for part in parts for record in part]
+
+        async def are(count: int) -> bool:
+            return len(await classified()) == count
 
         async def sentiment() -> float | None:
             return values(await stub(running).GetKpis(pb.GetKpisRequest(window="60s"))).get("sentiment")
 
-        async def is_angry() -> bool:
-            return (await sentiment() or 0) < 0
-
         async def is_pleased() -> bool:
             return (await sentiment() or 0) > 0
 
-        await until(is_angry)
+        await publish(running, turn("a1", question="You charged me twice, this is horrible!"))
+        await until(lambda: are(1))
         await stub(running).Rate(rate("a1", up=True, text="Thank you, that was quick. Excellent!"))
+        await until(lambda: are(2))
         await until(is_pleased)
+        conversation = events_pb2.AnswerRated(conversation_id="c7", text="a lovely conversation")
+        await stub(running).Rate(pb.RateRequest(rating=conversation))
+        await until(lambda: are(3))
+        assert {(c.answer_id, c.conversation_id, c.words, c.sentiment, c.category) for c in await classified()} == {
+            ("a1", "c1", events_pb2.WORDS_QUESTION, events_pb2.SENTIMENT_NEGATIVE, "dissatisfied"),
+            ("a1", "c1", events_pb2.WORDS_RATING, events_pb2.SENTIMENT_POSITIVE, "satisfied"),
+            ("", "c7", events_pb2.WORDS_RATING, events_pb2.SENTIMENT_POSITIVE, "satisfied"),
+        }
 
 
 async def export(running: Any, folder: Path, **fields: Any) -> list[Path]:

@@ -278,6 +278,15 @@ async def test_live_events_show_changes_and_turns_of_the_own_tenant_only(edge: E
     assert "silver → gold" in change_event["detail"]
 
 
+async def test_a_reader_who_goes_away_in_the_middle_is_no_error(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        async with edge.session.get("/api/events") as response:
+            await response.content.readline()
+            response.close()
+        await edge.events("/api/ask", {"question": QUESTION})  # news, which nobody reads
+    assert "Error handling request" not in caplog.text
+
+
 async def test_kpis_are_passed_on(edge: Edge) -> None:
     assert (await edge.get("/api/kpis"))["kpis"] == []
 

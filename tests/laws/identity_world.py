@@ -31,6 +31,7 @@ TENANT = "default"
 SETTINGS = Settings.from_config(
     {
         "max_cluster": 5,
+        "max_component": 7,
         "kinds": {
             "email": {"max_records": 3, "max_rows": 6, "max_values": 2},
             "phone": {"max_records": 3, "max_rows": 5, "max_values": 2},
@@ -212,6 +213,7 @@ class World:
         crowds = {row[0] for row in query("SELECT link FROM identity_crowds")}
         component = dict(query("SELECT id, component FROM identity_nodes"))
         lone = {node for node, found in component.items() if found is None}
+        assert all((row[5] is None) == bool(component[node]) for node, row in nodes.items())
         for link, node in links:
             assert link in crowds or node not in lone
         by_link = defaultdict(set)
@@ -245,17 +247,16 @@ def from_scratch(events: Iterable[Event], settings: Settings = SETTINGS) -> tupl
         resolution = resolve(ordered, quarantined, KINDS)
         for number, cluster in enumerate(resolution.clusters):
             records = [record for i in cluster for record in nodes[ordered[i].text]]
-            lone = not any(link not in quarantined for i in cluster for link in ordered[i].links)
+            overgrown = len(ordered) > settings.max_component
+            lone = overgrown or not any(link not in quarantined for i in cluster for link in ordered[i].links)
             oldest = min((seen[record], key_text(TENANT, record)) for record in records)[1]
             for i in cluster:
-                links = tuple(
-                    (link.split("\x1f")[1], link.split("\x1f")[2])
-                    for link in ordered[i].links
-                    if link not in quarantined
-                )
+                links = [] if overgrown else [link for link in ordered[i].links if link not in quarantined]
+                identifiers = tuple((link.split("\x1f")[1], link.split("\x1f")[2]) for link in links)
                 for record in nodes[ordered[i].text]:
                     profile = birth_id(key_text(TENANT, record) if lone else oldest)
-                    told[record] = Assigned(profile, number in resolution.suspect, links, seen[record])
+                    suspect = overgrown or number in resolution.suspect
+                    told[record] = Assigned(profile, suspect, identifiers, seen[record])
     return told, quarantined
 
 

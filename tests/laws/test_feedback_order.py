@@ -9,13 +9,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from headwater.common.v1 import events_pb2 as common_pb2
 from headwater.feedback.v1 import events_pb2
 from headwater.rag_gateway.v1 import events_pb2 as gateway_pb2
+from services.feedback import sqlite_kpis
 from services.feedback.answers import Key
 from services.feedback.app import ANSWERS, KPIS, processors
+from services.feedback.classifier import Models
 from services.feedback.erasure import Erased
 from services.feedback.reconcile import KpiTable, differences, recomputed
 from services.feedback.settings import Settings
@@ -319,5 +322,50 @@ def test_every_kpi_in_the_table_is_the_last_that_was_told_and_its_revisions_grow
                 (c.value, c.size) for c in w.table().values()
             )
             assert any(not history[-1].HasField("value") for history in told.values())  # what the erasure emptied
+
+    asyncio.run(scenario())
+
+
+def test_every_window_is_told_to_be_closed_once_time_has_passed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            await w.take([turn("t", f"a{i}", 60 * i, answered=True, conversation_id="c") for i in range(20)])
+            await w.take([turn("t", "last", 10_000, answered=True, conversation_id="c")])
+            end_ms = START_MS + 10_000_000
+            told = {}
+            for partition in range(w.log.partitions(topics.KPIS)):
+                for record in await w.log.read(topics.KPIS, partition, 0, max_records=100_000):
+                    told[record.key] = events_pb2.KpiComputed.FromString(record.value or b"")
+            current = [kpi for kpi in told.values() if kpi.count]
+            assert len(current) == len(w.table())
+            assert all(kpi.closed == (kpi.window_end.ToMilliseconds() <= end_ms) for kpi in current)
+
+    monkeypatch.setattr(sqlite_kpis, "CLOSING_MAX", 50)
+    asyncio.run(scenario())
+
+
+def test_the_model_is_learnt_from_ratings_and_forgotten_with_those_it_was_learnt_from() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            models = Models(w.database)
+            texts = ("I was charged twice", "where is the tram stop")
+            messages = []
+            for index in range(90):
+                bad = index % 3 == 0
+                text = f"{texts[not bad]} number {index % 5}"
+                messages.append(turn("t", f"a{index}", index, question=text, answered=True))
+                messages.append(rating("t", f"a{index}", index, 1 if bad else 5))
+            await w.take(messages[:40])
+            assert await models.outgrown() == []
+            await w.take(messages[40:])
+            assert await models.outgrown() == ["t"]
+            model = await models.learn("t")
+            assert model is not None
+            assert model.auc > 0.9
+            assert await models.outgrown() == []
+            assert Models(w.database).model("t") == model  # it survives the process
+            await models.forget("t")
+            assert models.model("t") is None
+            assert Models(w.database).model("t") is None
 
     asyncio.run(scenario())
