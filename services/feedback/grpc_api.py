@@ -24,6 +24,7 @@ from services.kernel.log import (
     DEFAULT_TENANT,
     Log,
     Message,
+    Offsets,
     decode_token,
     encode_token,
     key_of,
@@ -165,6 +166,7 @@ class FeedbackServicer(service_pb2_grpc.FeedbackServiceServicer):
         """Put the history of another system on the log."""
         del context
         response, number, tenant = pb.ImportTurnsResponse(), 0, None
+        reached: Offsets = {}
         async for request in requests:
             tenant = (request.tenant or DEFAULT_TENANT) if tenant is None else tenant
             for begin in range(0, len(request.lines), APPEND_LINES):
@@ -172,21 +174,26 @@ class FeedbackServicer(service_pb2_grpc.FeedbackServiceServicer):
                 for line in request.lines[begin : begin + APPEND_LINES]:
                     number += 1
                     try:
-                        found.append(imported(tenant, line))
+                        if line.strip():
+                            found.append(imported(tenant, line))
                     except InvalidInputError as error:
                         response.refused += 1
                         if len(response.refused_lines) < REFUSED_MAX:
                             response.refused_lines.add(number=number, reason=str(error))
-                await self._append(found, response)
+                reached.update(await self._append(found, response))
+        if reached:
+            response.position_token = encode_token(position_of(reached))
         return response
 
-    async def _append(self, found: list[Imported], response: pb.ImportTurnsResponse) -> None:
+    async def _append(self, found: list[Imported], response: pb.ImportTurnsResponse) -> Offsets:
         messages: list[Message] = [line.turn for line in found]
         messages.extend(line.rating for line in found if line.rating is not None)
-        if messages:
-            response.position_token = encode_token(await self._log.append(messages))
-            response.turns += len(found)
-            response.ratings += len(messages) - len(found)
+        if not messages:
+            return {}
+        position = await self._log.append(messages)
+        response.turns += len(found)
+        response.ratings += len(messages) - len(found)
+        return {(place.topic, place.partition): place.offset for place in position.offsets}
 
 
 def rating_message(rating: events_pb2.AnswerRated, now_ms: int) -> Message:

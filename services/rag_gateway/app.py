@@ -6,12 +6,14 @@ from headwater.rag_gateway.v1 import service_pb2
 from services.kernel import topics
 from services.kernel.processor import Processor
 from services.kernel.service import Platform, ReadModel, Service
+from services.rag_gateway.answering import Answerer
 from services.rag_gateway.ask import Gateway
 from services.rag_gateway.conversations import ERASURE_GROUP, SERVICE, TURNS_GROUP, decide_erasure, decide_turn
 from services.rag_gateway.grpc_api import RagGatewayApi
 from services.rag_gateway.llm import OpenAiModel
 from services.rag_gateway.peers import PeerCalls
 from services.rag_gateway.ports import LanguageModel
+from services.rag_gateway.preparing import Preparer
 from services.rag_gateway.settings import Settings
 from services.rag_gateway.sqlite_store import SqliteErasures, SqliteTurns
 from services.rag_gateway.words import term_of
@@ -27,14 +29,11 @@ def build(platform: Platform) -> Service:
     settings = Settings.from_config(platform.settings.table(SERVICE))
     model: LanguageModel | None = OpenAiModel(settings.llm) if settings.llm.base_url else None
     conversations = SqliteTurns(platform.database)
-    gateway = Gateway(
-        settings=settings,
-        log=platform.log,
-        clock=platform.clock,
-        peers=PeerCalls(platform.peers, settings),
-        conversations=conversations,
-        model=model,
+    peers = PeerCalls(platform.peers, settings)
+    preparer = Preparer(
+        settings=settings, log=platform.log, clock=platform.clock, peers=peers, conversations=conversations
     )
+    gateway = Gateway(preparer, Answerer(peers, model), platform.log)
     api = RagGatewayApi(gateway, conversations)
     return Service(
         name=SERVICE,

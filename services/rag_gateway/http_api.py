@@ -5,7 +5,8 @@ elsewhere cannot reach in by a name of its own (DNS rebinding). The tenant is th
 whatever authenticates in front of this server sets; without it the default tenant.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from grpc import RpcError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from services.kernel.errors import HeadwaterError, from_rpc
+from services.kernel.errors import HeadwaterError, UnavailableError, from_rpc
 from services.kernel.http import TENANT
 from services.kernel.service import Platform
 from services.kernel.settings import address
@@ -69,6 +70,29 @@ def build_http(platform: Platform, extra_routes: Sequence[AddRoutes] = ()) -> we
     for add in extra_routes:
         add(application, platform)
     return application
+
+
+@contextlib.asynccontextmanager
+async def listening(application: web.Application, http_address: str) -> AsyncIterator[str]:
+    """Serve an application for the length of a block; yields its URL.
+
+    Raises:
+        UnavailableError: the address is taken.
+    """
+    host, port = address(http_address, "http_address")
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=2.0)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot serve the page on {http_address} ({error.strerror}): is another process there? Choose another "
+                "address with --http-address or HEADWATER_HTTP_ADDRESS (port 0 takes a free one)"
+            ) from error
+        yield f"http://{host}:{runner.addresses[0][1]}/"
+    finally:
+        await runner.cleanup()
 
 
 @web.middleware

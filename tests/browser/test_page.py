@@ -1,20 +1,18 @@
 """The page in a real browser: ask, read, open a citation, rate, watch; on the gateway's real HTTP edge."""
 
 import asyncio
-import contextlib
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from headwater.ingest.v1 import events_pb2 as ingest_pb2
 from services.kernel import topics
 from services.kernel.log import key_of, message_of
 from services.rag_gateway.app import build
-from services.rag_gateway.http_api import build_http
+from services.rag_gateway.http_api import build_http, listening
 from tests.conftest import Running, RunService
 from tests.contract.test_rag_gateway_api import ALECRIM, REFUNDS, ada
 from tests.unit.rag_gateway.peer_doubles import Document, World
@@ -116,12 +114,11 @@ def world() -> World:
 
 @pytest.fixture
 async def served(run_service: RunService, world: World) -> AsyncIterator[tuple[Running, str]]:
-    async with run_service(build, world.build) as running, contextlib.AsyncExitStack() as stack:
-        runner = web.AppRunner(build_http(running.platform), access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield running, f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    async with (
+        run_service(build, world.build) as running,
+        listening(build_http(running.platform), "127.0.0.1:0") as url,
+    ):
+        yield running, url
 
 
 Launch = Callable[[int, int], Browser]

@@ -17,7 +17,7 @@ from services.kernel.http import tenant_of
 from services.kernel.log import key_of, message_of, position_of
 from services.kernel.service import Platform
 from services.rag_gateway.app import build
-from services.rag_gateway.http_api import build_http
+from services.rag_gateway.http_api import build_http, listening
 from tests.conftest import Running, RunService
 from tests.contract.test_rag_gateway_api import ALECRIM, REFUNDS, ada
 from tests.unit.rag_gateway.peer_doubles import World
@@ -73,11 +73,9 @@ async def edge(run_service: RunService) -> AsyncIterator[Edge]:
     world.add(REFUNDS, ALECRIM)
     world.profiles["email:ada@example.com"] = ada()
     async with run_service(build, world.build) as running, contextlib.AsyncExitStack() as stack:
-        runner = web.AppRunner(build_http(running.platform, [add_hello]), access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port = runner.addresses[0][1]
+        application = build_http(running.platform, [add_hello])
+        url = await stack.enter_async_context(listening(application, "127.0.0.1:0"))
+        port = int(url.rstrip("/").rpartition(":")[2])
         session = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{port}"))
         yield Edge(session, running, world, port)
 
@@ -317,6 +315,12 @@ async def test_a_host_name_that_is_not_this_machines_is_refused(edge: Edge) -> N
 async def test_routes_of_other_services_are_mounted_and_find_the_tenant(edge: Edge) -> None:
     assert (await edge.get("/v1/hello", x_headwater_tenant="acme"))["tenant"] == "acme"
     assert (await edge.get("/v1/hello"))["tenant"] == ""
+
+
+async def test_an_address_that_is_taken_is_named_with_the_cure(edge: Edge) -> None:
+    with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{edge.port}.*--http-address"):
+        async with listening(web.Application(), f"127.0.0.1:{edge.port}"):
+            pass
 
 
 async def test_what_is_not_there_is_said_in_json(edge: Edge) -> None:

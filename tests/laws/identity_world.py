@@ -40,7 +40,16 @@ SETTINGS = Settings.from_config(
         },
     }
 )
-KINDS = Kinds(SETTINGS)
+# Limits that let components grow beyond theirs, so that they come and go.
+CHAINS = Settings.from_config(
+    {
+        "max_cluster": 4,
+        "max_component": 5,
+        "kinds": {
+            name: {"max_records": 5, "max_rows": 50} for name in ("email", "phone", "device", "national", "account")
+        },
+    }
+)
 Type = events_pb2.Operation
 
 
@@ -128,6 +137,7 @@ class World:
     def __init__(self, folder: Path, settings: Settings = SETTINGS) -> None:
         self.database = Database(folder)
         self._log = SqliteLog(self.database)
+        self.kinds = Kinds(settings)
         self.processor = changes_processor(self.database, settings)
         self._offsets = itertools.count()
         self.assigned: dict[str, tuple[int, Assigned | None]] = {}
@@ -206,7 +216,7 @@ class World:
         links: set[tuple[str, int]] = set()
         for node, (text, count, first_seen, first_key, joined, _lone) in nodes.items():
             assert (count, (first_seen, first_key)) == (len(members[node]), min(members[node])), text
-            found = KINDS.content(TENANT, text).links
+            found = self.kinds.content(TENANT, text).links
             assert joined == "\x1e".join(found)
             links.update((link, node) for link in found)
         assert set(query("SELECT link, node FROM identity_links")) == links
@@ -231,20 +241,21 @@ class World:
 
 def from_scratch(events: Iterable[Event], settings: Settings = SETTINGS) -> tuple[dict[str, Assigned], set[str]]:
     """Return who is who, and what is quarantined, worked out from the changes that were delivered, in no order."""
+    kinds = Kinds(settings)
     held, seen = _current(events, settings)
     nodes: dict[str, list[str]] = defaultdict(list)
     for record, text in held.items():
         nodes[text].append(record)
-    contents = {text: KINDS.content(TENANT, text) for text in nodes}
+    contents = {text: kinds.content(TENANT, text) for text in nodes}
     quarantined = {
         link
         for link in {link for content in contents.values() for link in content.links}
-        if KINDS.is_crowded(link, *_crowd(link, contents.values(), nodes))
+        if kinds.is_crowded(link, *_crowd(link, contents.values(), nodes))
     }
     told: dict[str, Assigned] = {}
     for members in _closures(contents, quarantined):
         ordered = sorted((contents[text] for text in members), key=lambda content: content.text)
-        resolution = resolve(ordered, quarantined, KINDS)
+        resolution = resolve(ordered, quarantined, kinds)
         for number, cluster in enumerate(resolution.clusters):
             records = [record for i in cluster for record in nodes[ordered[i].text]]
             overgrown = len(ordered) > settings.max_component

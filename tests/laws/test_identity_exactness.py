@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hypothesis import given, settings, strategies as st
 
-from tests.laws.identity_world import Event, World, from_scratch, histories
+from services.identity_graph.settings import Settings
+from tests.laws.identity_world import CHAINS, SETTINGS, Event, World, from_scratch, histories
 
 
 def deliveries(events: list[Event], seed: int) -> list[list[Event]]:
@@ -25,14 +26,14 @@ def deliveries(events: list[Event], seed: int) -> list[list[Event]]:
     return batches
 
 
-async def check(events: list[Event], seed: int, folder: Path) -> str:
-    world = World(folder)
+async def check(events: list[Event], seed: int, folder: Path, limits: Settings = SETTINGS) -> str:
+    world = World(folder, limits)
     try:
         delivered: list[Event] = []
         for batch in deliveries(events, seed):
             await world.deliver(batch)
             delivered += batch
-            told, quarantined = from_scratch(delivered)
+            told, quarantined = from_scratch(delivered, limits)
             assert world.told() == told
             world.check_tables()
             crowds = {row[0] for row in world.database.writer.execute("SELECT link FROM identity_crowds")}
@@ -43,10 +44,12 @@ async def check(events: list[Event], seed: int, folder: Path) -> str:
 
 
 @settings(max_examples=60, deadline=None)
-@given(histories(), st.lists(st.integers(0, 2**32), min_size=2, max_size=3))
-def test_any_delivery_of_any_history_gives_the_answer_from_scratch(events: list[Event], seeds: list[int]) -> None:
+@given(histories(), st.lists(st.integers(0, 2**32), min_size=2, max_size=3), st.sampled_from([SETTINGS, CHAINS]))
+def test_any_delivery_of_any_history_gives_the_answer_from_scratch(
+    events: list[Event], seeds: list[int], limits: Settings
+) -> None:
     hashes = set()
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            hashes.add(asyncio.run(check(events, seed, Path(folder))))
+            hashes.add(asyncio.run(check(events, seed, Path(folder), limits)))
     assert len(hashes) == 1

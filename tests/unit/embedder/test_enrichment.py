@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from itertools import repeat
 
+import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
@@ -232,6 +233,23 @@ async def test_a_job_that_becomes_pending_starts_at_once_when_woken() -> None:
     await asyncio.wait_for(store.settled.wait(), 5)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_cancellation_that_comes_together_with_a_wake_ends_the_runner(turns: int) -> None:
+    async def work(batch: Sequence[Job]) -> None:
+        raise AssertionError
+
+    runner = Runner(MemoryJobs([Job("a", "1", "p", due_at=9e12)]), work, RetryPolicy())
+    task = asyncio.create_task(runner.run())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    runner.wake()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=5)
+    assert done
 
 
 async def test_a_newer_version_that_arrives_while_the_older_one_fails_is_not_charged() -> None:
