@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import PurePosixPath
@@ -116,20 +116,26 @@ class Indexer:
     async def _embed(self, document: int, chunks: Sequence[Chunk]) -> _Embedding | None:
         """Embed what was never embedded, and store all but the last slice as they come; None when nobody wants them."""
         texts = {chunk.hash: chunk.embedded for chunk in chunks}
-        for known in self._chunks.known(texts.keys()):
-            del texts[known]
-        names = list(texts)
-        vectors: dict[bytes, bytes] = {}
-        for start in range(0, len(names), SLICE):
+        made, vectors = 0, dict[bytes, bytes]()
+        for names in _slices(list(texts), SLICE):
+            known = self._chunks.known(names)
+            new = [name for name in names if name not in known]
+            if not new:
+                await asyncio.sleep(0)  # others have their turn, too, where all of a long document is known
+                continue
             if vectors and not await self._chunks.keep(document, vectors):
                 return None
-            some = names[start : start + SLICE]
-            done = await asyncio.gather(*(self._in_thread(self._embedder.embed, texts[name]) for name in some))
-            vectors = {name: vector.tobytes() for name, vector in zip(some, done, strict=True)}
-        return _Embedding(vectors, len(names))
+            done = await asyncio.gather(*(self._in_thread(self._embedder.embed, texts[name]) for name in new))
+            vectors = {name: vector.tobytes() for name, vector in zip(new, done, strict=True)}
+            made += len(new)
+        return _Embedding(vectors, made)
 
     async def _in_thread(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *arguments, **named))
+
+
+def _slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 async def in_own_thread(call: Callable[[], T]) -> T:

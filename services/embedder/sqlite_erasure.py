@@ -3,6 +3,7 @@
 Loading a batch is what erases, so that what is told of it was found afterwards, in the same transaction.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -84,8 +85,8 @@ class SqliteErasures:
         chunks = self._chunk_ids([row_id for row_id, _ in rows])
         await self._documents.remove([row_id for row_id, _ in rows])
         writer.execute(f"DELETE FROM knowledge_fences WHERE {_NAMED}", named)
-        # Deleted words stay in the index's older segments until these are merged.
-        writer.execute("INSERT INTO knowledge_words (knowledge_words) VALUES ('optimize')")
+        # Deleted words stay in the index's older segments until these are merged; that may take a while.
+        await asyncio.to_thread(writer.execute, "INSERT INTO knowledge_words (knowledge_words) VALUES ('optimize')")
         # Older changes may still be on their way, or be offered again: their digests keep them out.
         asked_ms = request.requested_at.ToMilliseconds() or happened_ms
         positions = list(request.positions) + [""] * (len(records) - len(request.positions))

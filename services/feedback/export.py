@@ -6,31 +6,27 @@ position in the log gives the same files.
 """
 
 import contextlib
-import functools
 import os
 import sqlite3
 import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 from urllib.parse import quote
-
-import orjson
 
 from headwater.feedback.v1 import events_pb2
 from headwater.rag_gateway.v1 import events_pb2 as gateway_pb2
-from services.feedback.lake import DAY_MS, Row, columns, day_of, row_of, with_text_times
+from services.feedback.formats import BATCH_ROWS, WRITERS
+from services.feedback.lake import DAY_MS, Row, day_of, row_of
 from services.kernel.errors import UnavailableError
 
-BATCH_ROWS, BATCH_BYTES = 1_000, 8 << 20  # a batch ends with whichever comes first; it is a Parquet row group
+BATCH_BYTES = 8 << 20  # a batch ends with this, or with BATCH_ROWS
 FETCH_ROWS = 50
 TEMPORARY = ".part-"
-FORMATS = ("parquet", "jsonl")
 
 
 class Target(NamedTuple):
-    """Where to, whose, and in which format (one of FORMATS)."""
+    """Where to, whose, and in which format (a key of WRITERS)."""
 
     folder: Path
     tenant: str
@@ -46,81 +42,6 @@ class Step(NamedTuple):
 
     turns: int
     files: tuple[Path, ...]
-
-
-class _Writer(ABC):
-    """Writes rows to a file of one format."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    @abstractmethod
-    def write(self, rows: Sequence[Row]) -> None:
-        """Write a batch."""
-
-    def finish(self) -> None:  # noqa: B027 - most formats have no end of their own
-        """Write what ends the file."""
-
-
-class _JsonLines(_Writer):
-    def write(self, rows: Sequence[Row]) -> None:
-        self._file.writelines(orjson.dumps(with_text_times(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-
-
-class _Parquet(_Writer):
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
-        # Imported here: it takes a third of a second and 60 MB, and only exports need it.
-        from pyarrow import parquet
-
-        self._parquet = parquet.ParquetWriter(file, _schema(), compression="zstd")
-
-    def write(self, rows: Sequence[Row]) -> None:
-        import pyarrow as pa
-
-        self._parquet.write_table(pa.table(columns(rows), schema=_schema()), row_group_size=BATCH_ROWS)
-
-    def finish(self) -> None:
-        self._parquet.close()
-
-
-@functools.cache
-def _schema() -> Any:
-    import pyarrow as pa
-
-    moment = pa.timestamp("ms", tz="UTC")
-    part = pa.struct(
-        [
-            ("kind", pa.string()), ("reference", pa.string()), ("version", pa.string()), ("ordinal", pa.int32()),
-            ("number", pa.int32()), ("used", pa.bool_()),
-        ]
-    )  # fmt: skip
-    citation = pa.struct(
-        [
-            ("number", pa.int32()), ("document_id", pa.string()), ("version", pa.string()), ("start", pa.int32()),
-            ("end", pa.int32()), ("quote", pa.string()), ("verified", pa.bool_()),
-        ]
-    )  # fmt: skip
-    rating = pa.struct(
-        [
-            ("rater", pa.string()), ("rating", pa.float64()), ("scale", pa.int32()), ("text", pa.string()),
-            ("rated_at", moment),
-        ]
-    )  # fmt: skip
-    return pa.schema(
-        [
-            ("tenant", pa.string()), ("conversation_id", pa.string()), ("answer_id", pa.string()),
-            ("asked_at", moment), ("profile_id", pa.string()), ("question", pa.string()), ("answer", pa.string()),
-            ("answered", pa.bool_()), ("model", pa.string()), ("prompt_tokens", pa.int32()),
-            ("answer_tokens", pa.int32()), ("cost", pa.float64()), ("latency_ms", pa.float64()),
-            ("context", pa.list_(part)), ("citations", pa.list_(citation)), ("ratings", pa.list_(rating)),
-            ("conversation_ratings", pa.list_(rating)), ("sentiment", pa.string()),
-            ("sentiment_score", pa.float64()), ("satisfaction", pa.string()), ("classifier", pa.string()),
-        ]
-    )  # fmt: skip
-
-
-_WRITERS: dict[str, Callable[[IO[bytes]], _Writer]] = {"parquet": _Parquet, "jsonl": _JsonLines}
 
 
 def days(connection: sqlite3.Connection, tenant: str) -> list[str]:
@@ -156,7 +77,7 @@ def export(connection: sqlite3.Connection, target: Target) -> Generator[Step]:
     for day, rows in _by_day(_rows(connection, target.tenant)):
         path = target.file(day)
         with _published(path) as file:
-            writer = _WRITERS[target.format](file)
+            writer = WRITERS[target.format](file)
             for batch in _batches(rows):
                 with _explained(path):
                     writer.write(batch)
@@ -274,17 +195,3 @@ def _classified(connection: sqlite3.Connection, tenant: str, subject: str) -> ev
         "SELECT event FROM feedback_classified WHERE tenant=? AND subject=?", (tenant, subject)
     ).fetchone()
     return events_pb2.TurnClassified.FromString(row[0]) if row else None
-
-
-def answer_ids(path: Path) -> set[str]:
-    """The answers that a file of an export holds; what is no such file holds none."""
-    if path.suffix == ".jsonl":
-        with path.open("rb") as lines:
-            return {orjson.loads(line)["answer_id"] for line in lines}
-    from pyarrow import parquet
-
-    found: set[str] = set()
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["answer_id"]):
-            found.update(batch.column(0).to_pylist())
-    return found

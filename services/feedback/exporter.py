@@ -13,7 +13,8 @@ import orjson
 import structlog
 
 from headwater.common.v1 import common_pb2
-from services.feedback.export import FORMATS, Step, Target, answer_ids, days, export
+from services.feedback.export import Step, Target, days, export
+from services.feedback.formats import WRITERS, answer_ids
 from services.kernel.errors import UnavailableError
 from services.kernel.log import position_of
 from services.kernel.sqlite import Database
@@ -88,7 +89,7 @@ class Exporter:
         files = 0
         for folder, kind in rows:
             target = Target(Path(folder), tenant, kind)
-            if kind not in FORMATS or not await asyncio.to_thread(target.folder.is_dir):
+            if kind not in WRITERS or not await asyncio.to_thread(target.folder.is_dir):
                 continue
             try:
                 async for step, position in self.export(target):

@@ -15,7 +15,7 @@ import orjson
 from services.feedback.answers import RATING_UNIT, Answer, Classified, Rating, Turn
 from services.kernel.aggregates import Summary
 from services.kernel.log import DEFAULT_TENANT, SEPARATOR
-from services.kernel.windows import Change, Entry
+from services.kernel.window_table import Change, Entry
 
 MEASURES: Mapping[str, int] = {
     "answered": 1,  # 1 when there was an answer, else 0

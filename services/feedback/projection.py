@@ -17,7 +17,7 @@ from services.kernel import topics
 from services.kernel.errors import InvalidInputError
 from services.kernel.log import SEPARATOR, Message, Record, key_of, message_of
 from services.kernel.processor import APPLIED, SUPERSEDED, Decision
-from services.kernel.windows import CellKey, Change, Entry, WindowTable
+from services.kernel.window_table import CellKey, Change, Entry, WindowTable
 
 
 class KpiRow(NamedTuple):

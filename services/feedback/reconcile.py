@@ -31,7 +31,7 @@ from services.feedback.settings import Settings
 from services.kernel import topics
 from services.kernel.errors import InvalidInputError
 from services.kernel.log import Log, Offsets, Record
-from services.kernel.windows import CellKey, WindowTable
+from services.kernel.window_table import CellKey, WindowTable
 
 INPUTS = (topics.CONVERSATIONS, topics.RATINGS, topics.CLASSIFIED, topics.ERASURES)
 KpiTable = dict[tuple[CellKey, str], Computed]

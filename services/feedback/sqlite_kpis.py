@@ -10,11 +10,12 @@ from services.feedback.kpis import Computed, entries_restored, entries_state, ob
 from services.feedback.ports import KpiQuery
 from services.feedback.projection import Clock, KpiRow, Observations, key_of_touch, name_of, touch_of
 from services.feedback.settings import Settings
-from services.feedback.sqlite_store import known_answers
+from services.feedback.sqlite_tables import keys_json, known_answers
 from services.kernel.errors import InvalidInputError
 from services.kernel.log import DEFAULT_TENANT, SEPARATOR, Progress, Record
 from services.kernel.sqlite import Database
-from services.kernel.windows import Cell, CellKey, Entry, Session, WindowTable, cells_of
+from services.kernel.window_table import Cell, CellKey, Entry, WindowTable, cells_of
+from services.kernel.windows import Session
 
 SCHEMA = (
     """CREATE TABLE feedback_observations (
@@ -73,7 +74,7 @@ class SqliteObservations:
         rows = self._database.writer.execute(
             "SELECT t.tenant, t.subject, t.entries FROM json_each(?) AS k CROSS JOIN feedback_observations AS t "
             "ON t.tenant=k.value->>0 AND t.subject=k.value->>1",
-            (_json(known),),
+            (keys_json(known),),
         )
         for tenant, subject, entries in rows:
             table.observations[name_of(Key(tenant, subject))] = entries_restored(entries)
@@ -272,7 +273,3 @@ def _split(group: str) -> tuple[str, str]:
 def _place(key: CellKey) -> tuple[str, str, str, int, int]:
     tenant, dimensions = _split(key.group)
     return tenant, key.spec, dimensions, key.start_ms, key.end_ms
-
-
-def _json(keys: Iterable[Key]) -> str:
-    return orjson.dumps([list(key) for key in keys]).decode()

@@ -1,20 +1,16 @@
 """Answers in the installation's database: turns, ratings, classifications, and who was erased."""
 
-import math
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import orjson
 
 from headwater.common.v1 import events_pb2 as common_pb2
 from headwater.rag_gateway.v1 import events_pb2 as gateway_pb2
 from services.feedback.answers import (
-    Answer,
-    Classified,
     Event,
     Key,
-    Rating,
     Turn,
     conversation_key,
     event_of,
@@ -26,52 +22,14 @@ from services.feedback.answers import (
 )
 from services.feedback.decider import Answers, Found
 from services.feedback.sqlite_jobs import SqliteJobs
+from services.feedback.sqlite_tables import SCHEMA, TURN_COLUMNS, keys_json, known_answers
 from services.kernel import topics
 from services.kernel.errors import InvalidInputError
 from services.kernel.log import DEFAULT_TENANT, Progress, Record
 from services.kernel.sqlite import Database
 from services.kernel.windows import EventTime
 
-SCHEMA = (
-    """CREATE TABLE feedback_turns (
-         tenant TEXT NOT NULL, subject TEXT NOT NULL, conversation_id TEXT NOT NULL, profile_id TEXT NOT NULL,
-         asked_as TEXT NOT NULL, asked_ms INTEGER NOT NULL, digest TEXT NOT NULL, too_late INTEGER NOT NULL,
-         model TEXT NOT NULL, answered INTEGER NOT NULL, verified INTEGER, latency_ms REAL, cost REAL,
-         partition INTEGER NOT NULL, "offset" INTEGER NOT NULL, event BLOB NOT NULL, PRIMARY KEY (tenant, subject))""",
-    "CREATE INDEX feedback_turns_by_time ON feedback_turns (tenant, asked_ms, subject)",
-    "CREATE INDEX feedback_turns_by_conversation ON feedback_turns (tenant, conversation_id)",
-    "CREATE INDEX feedback_turns_too_late ON feedback_turns (tenant) WHERE too_late",
-    # Who asked, by the names that an erasure uses; of every version of a turn, also of one that was replaced.
-    """CREATE TABLE feedback_askers (
-         tenant TEXT, name TEXT, subject TEXT, conversation_id TEXT, asked_ms INTEGER NOT NULL,
-         PRIMARY KEY (tenant, name, subject, conversation_id)) WITHOUT ROWID""",
-    """CREATE TABLE feedback_ratings (
-         tenant TEXT NOT NULL, subject TEXT NOT NULL, rater TEXT NOT NULL, rated_ms INTEGER NOT NULL,
-         digest TEXT NOT NULL, value INTEGER, has_text INTEGER NOT NULL, event BLOB NOT NULL,
-         PRIMARY KEY (tenant, subject, rater))""",
-    "CREATE INDEX feedback_ratings_by_rater ON feedback_ratings (tenant, rater) WHERE rater<>''",
-    """CREATE TABLE feedback_classified (
-         tenant TEXT NOT NULL, subject TEXT NOT NULL, words INTEGER NOT NULL, written_ms INTEGER NOT NULL,
-         classified_ms INTEGER NOT NULL, digest TEXT NOT NULL, score REAL NOT NULL, category TEXT NOT NULL,
-         event BLOB NOT NULL, PRIMARY KEY (tenant, subject))""",
-    """CREATE TABLE feedback_newest (
-         tenant TEXT, partition INTEGER, newest_ms INTEGER NOT NULL, "offset" INTEGER NOT NULL,
-         PRIMARY KEY (tenant, partition)) WITHOUT ROWID""",
-    # What is below is not made again by a replay: it tells of what the log holds no more, and of work under way.
-    """CREATE TABLE feedback_forgotten (
-         tenant TEXT, name TEXT, until_ms INTEGER NOT NULL, PRIMARY KEY (tenant, name)) WITHOUT ROWID""",
-    """CREATE TABLE feedback_erased_turns (
-         tenant TEXT, partition INTEGER, "offset" INTEGER, asked_ms INTEGER NOT NULL,
-         PRIMARY KEY (tenant, partition, "offset")) WITHOUT ROWID""",
-    """CREATE TABLE feedback_unlogged (
-         tenant TEXT, subject TEXT, until_ms INTEGER NOT NULL, PRIMARY KEY (tenant, subject)) WITHOUT ROWID""",
-    """CREATE TABLE feedback_erasures (
-         erasure_id TEXT PRIMARY KEY, request BLOB NOT NULL, removed TEXT NOT NULL, related TEXT NOT NULL,
-         done INTEGER NOT NULL)""",
-)
 _REBUILT = ("turns", "askers", "ratings", "classified", "newest")
-_TURN = ", ".join(Turn._fields)
-_BY_KEY = "FROM json_each(?) AS k CROSS JOIN {0} AS t ON t.tenant=k.value->>0 AND t.subject=k.value->>1"
 
 
 class SqliteAnswers:
@@ -161,7 +119,7 @@ class SqliteAnswers:
         rows = self._database.writer.execute(
             "SELECT t.tenant, t.name, t.until_ms FROM json_each(?) AS k CROSS JOIN feedback_forgotten AS t "
             "ON t.tenant=k.value->>0 AND t.name=k.value->>1",
-            (_json(names),),
+            (keys_json(names),),
         )
         return {Key(tenant, name): until_ms for tenant, name, until_ms in rows}
 
@@ -185,7 +143,7 @@ class SqliteAnswers:
         del progress
         unit = self._database.unit
         unit.executemany(
-            f'INSERT OR REPLACE INTO feedback_turns (tenant, subject, {_TURN}, partition, "offset", event) '
+            f'INSERT OR REPLACE INTO feedback_turns (tenant, subject, {TURN_COLUMNS}, partition, "offset", event) '
             f"VALUES (?, ?, {', '.join('?' * len(Turn._fields))}, ?, ?, ?)",
             [(*key, *turn, r.partition, r.offset, r.value) for key, (turn, r) in state.turns.items()],
         )
@@ -275,45 +233,9 @@ class SqliteAnswers:
                 yield (table, *row)
 
 
-def known_answers(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[Key, Answer]:
-    """Return all that is known of answers and conversations; those of which nothing is known are empty."""
-    known = {key: Answer(is_conversation=key.subject.startswith("conversation:")) for key in keys}
-    if not known:
-        return known
-    wanted = _json(known)
-    turns = connection.execute(f"SELECT t.tenant, t.subject, {_TURN} {_BY_KEY.format('feedback_turns')}", (wanted,))
-    for tenant, subject, *fields in turns:
-        turn = Turn(*fields)
-        known[Key(tenant, subject)].turn = turn._replace(
-            too_late=bool(turn.too_late),
-            answered=bool(turn.answered),
-            verified=None if turn.verified is None else bool(turn.verified),
-            latency_ms=math.nan if turn.latency_ms is None else turn.latency_ms,  # SQLite has no NaN
-            cost=math.nan if turn.cost is None else turn.cost,
-        )
-    ratings = connection.execute(
-        f"SELECT t.tenant, t.subject, rater, rated_ms, digest, t.value, has_text {_BY_KEY.format('feedback_ratings')}",
-        (wanted,),
-    )
-    for tenant, subject, rater, rated_ms, digest, value, has_text in ratings:
-        known[Key(tenant, subject)].ratings[rater] = Rating(rated_ms, digest, value, bool(has_text))
-    classified = connection.execute(
-        "SELECT t.tenant, t.subject, words, written_ms, classified_ms, digest, score, category "
-        + _BY_KEY.format("feedback_classified"),
-        (wanted,),
-    )
-    for tenant, subject, *fields in classified:
-        known[Key(tenant, subject)].classified = Classified(*fields)
-    return known
-
-
 def _names(event: Event, key: Key) -> Iterator[Key]:
     """The names by which the person of an event may have been erased."""
     if isinstance(event, gateway_pb2.TurnCompleted):
         yield from names_of_turn(key.tenant, event.profile_id, event.asked_as)
     elif not isinstance(event, common_pb2.ErasureRequested) and hasattr(event, "rater"):
         yield from names_of_rater(key.tenant, event.rater)
-
-
-def _json(keys: Iterable[Key]) -> str:
-    return orjson.dumps([list(key) for key in keys]).decode()

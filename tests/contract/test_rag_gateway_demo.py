@@ -205,3 +205,12 @@ async def test_after_an_erasure_nothing_personal_is_answered_and_the_log_has_for
     for partition in range(log.partitions("conversations")):
         for record in await log.read("conversations", partition, 0):
             assert b"Your tier: gold" not in (record.value or b"")
+
+
+async def test_rows_are_found_by_their_key_in_whichever_table_they_are(story: Story) -> None:
+    await story.ask("hello?")  # everything is searchable then
+    stub = embedder_grpc.EmbedderServiceStub(story.channel)
+    found = await stub.GetRows(embedder_pb2.GetRowsRequest(keys=["LIS-ALE", "MT101", "NOWHERE"]))
+    assert [hit.document_id for hit in found.hits] == ["inventory/flights/MT101", "inventory/hotels/LIS-ALE"]
+    assert "rooms_left" in found.hits[1].live_json
+    assert not (await stub.GetRows(embedder_pb2.GetRowsRequest(tenant="other", keys=["LIS-ALE"]))).hits

@@ -10,7 +10,7 @@ import pytest
 
 from headwater.feedback.v1 import events_pb2
 from headwater.rag_gateway.v1 import events_pb2 as gateway_pb2
-from services.feedback import export as export_module
+from services.feedback import export as export_module, formats
 from services.feedback.export import Target, days, export
 from services.feedback.sqlite_store import SqliteAnswers
 from services.kernel.errors import UnavailableError
@@ -80,7 +80,7 @@ def test_every_turn_is_in_the_file_of_its_day_once(filled: Database, tmp_path: P
     with filled.snapshot() as connection:
         assert days(connection, "t") == ["2024-10-04", "2024-10-05", "2024-10-06"]
         steps = list(export(connection, Target(tmp_path, "t", "parquet")))
-        found = [answer for file in steps[-1].files for answer in sorted(export_module.answer_ids(file))]
+        found = [answer for file in steps[-1].files for answer in sorted(formats.answer_ids(file))]
     assert sorted(found) == sorted(f"a{index}" for index in range(TURNS))
 
 
@@ -97,7 +97,7 @@ def test_an_export_that_ends_half_way_leaves_whole_files_only(filled: Database, 
     assert len(digests(tmp_path / "lake")) == 3
 
 
-class FullDisk(export_module._JsonLines):
+class FullDisk(formats.JsonLines):
     """What a disk does that is full."""
 
     def write(self, rows: Any) -> None:
@@ -107,7 +107,7 @@ class FullDisk(export_module._JsonLines):
 def test_a_full_disk_is_told_and_leaves_nothing_behind(
     filled: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(export_module._WRITERS, "jsonl", FullDisk)
+    monkeypatch.setitem(formats.WRITERS, "jsonl", FullDisk)
     with filled.snapshot() as connection, pytest.raises(UnavailableError, match=r"No space left.*free some space"):
         list(export(connection, Target(tmp_path / "lake", "t", "jsonl")))
     assert digests(tmp_path / "lake") == {}

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from services.embedder.document import DocumentBuilder, Loaded
 from services.kernel.enrichment import PermanentError
 
-TEXT_CHARACTERS_MAX = 8_000_000
+TEXT_CHARACTERS_MAX = 4_000_000
 
 _BY_MEDIA_TYPE = {
     "text/markdown": "markdown",

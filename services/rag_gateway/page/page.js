@@ -460,7 +460,7 @@ function listen() {
 
 function addEvents(events, fresh) {
   const list = $("events");
-  for (const event of events) {
+  for (const event of events.filter(({ kind }) => !state.hidden.has(kind))) {
     const at = new Date(event.at);
     const item = element("li", { className: fresh ? "new" : "", title: event.place },
       element("span", { className: "kind", textContent: event.kind }),
@@ -468,7 +468,6 @@ function addEvents(events, fresh) {
       element("time", { textContent: at.toLocaleTimeString("en-GB"), dateTime: at.toISOString() }),
       element("span", { className: "detail", textContent: event.detail }));
     item.dataset.kind = event.kind;
-    item.hidden = state.hidden.has(event.kind);
     list.prepend(item);
   }
   while (list.childElementCount > EVENTS_MAX) list.lastElementChild.remove();
@@ -482,7 +481,7 @@ $("filters").replaceChildren(...KINDS.map((kind) => {
     if (hide) state.hidden.add(kind);
     button.setAttribute("aria-pressed", String(!hide));
     remember("hidden", JSON.stringify([...state.hidden]));
-    for (const item of $("events").children) if (item.dataset.kind === kind) item.hidden = hide;
+    for (const item of [...$("events").children]) if (hide && item.dataset.kind === kind) item.remove();
   };
   return button;
 }));

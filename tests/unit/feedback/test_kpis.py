@@ -18,7 +18,8 @@ from services.feedback.kpis import (
     observation_of,
     per_mille,
 )
-from services.kernel.windows import WindowTable, tumbling
+from services.kernel.window_table import WindowTable
+from services.kernel.windows import tumbling
 
 TURN = Turn("c1", "p1", "", 61_000, "d", False, "m1", True, True, 250.0, 0.002)
 UP, DOWN = Rating(70_000, "x", 1_000_000, False), Rating(71_000, "y", 0, True)

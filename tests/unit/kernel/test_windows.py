@@ -9,17 +9,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from services.kernel.aggregates import Aggregate, Summary, rounded
-from services.kernel.windows import (
-    CellKey,
-    Entry,
-    EventTime,
-    Hopping,
-    Session,
-    Window,
-    WindowTable,
-    parse,
-    tumbling,
-)
+from services.kernel.window_table import CellKey, Entry, WindowTable
+from services.kernel.windows import EventTime, Hopping, Session, Window, parse, tumbling
 
 MINUTE = 60_000
 times = st.integers(-10_000_000, 10_000_000)
