@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from services.kernel.errors import UnavailableError
 from services.kernel.runner import Build, Runtime, running
-from services.kernel.settings import Settings, address
+from services.kernel.settings import Settings
 
 SERVER_FILE = "server.json"
 
@@ -42,33 +41,18 @@ async def served(settings: Settings) -> AsyncIterator[tuple[Runtime, str]]:
     Raises:
         UnavailableError: an address is taken, or the data folder is in use.
     """
-    from aiohttp import web
-
     from services.ingest.http_api import add_routes
-    from services.rag_gateway.http_api import build_http
+    from services.rag_gateway.http_api import build_http, listening
 
-    host, port = address(settings.http_address, "http_address")
     async with installation(settings) as runtime:
         application = build_http(runtime.platform, extra_routes=[add_routes])
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=2.0)
-        await runner.setup()
-        try:
-            try:
-                await web.TCPSite(runner, host, port).start()
-            except OSError as error:
-                raise UnavailableError(
-                    f"cannot serve the page on {settings.http_address} ({error.strerror}): is another process there? "
-                    "Choose another address with --http-address (port 0 takes a free one)"
-                ) from error
-            url = f"http://{host}:{runner.addresses[0][1]}/"
+        async with listening(application, settings.http_address) as url:
             note = settings.data / SERVER_FILE
             note.write_text(json.dumps({"grpc": runtime.address, "http": url, "pid": os.getpid()}))
             try:
                 yield runtime, url
             finally:
                 note.unlink(missing_ok=True)
-        finally:
-            await runner.cleanup()
 
 
 def running_address(data: Path) -> str | None:
