@@ -56,6 +56,10 @@ def build(platform: Platform) -> Service:
     def register(server: grpc.aio.Server) -> None:
         service_pb2_grpc.add_FeedbackServiceServicer_to_server(servicer, server)
 
+    async def start() -> None:
+        if touched := await observations.renew():
+            log.info("feedback.kpis_defined_anew", answers=touched)
+
     async def checks() -> Collection[operations_pb2.Check]:
         return [await reconcile(platform, settings, answers, observations)]
 
@@ -66,6 +70,7 @@ def build(platform: Platform) -> Service:
         processors=processors(answers, observations),
         background=background,
         stores=[_read_model(answers, observations, classifier)],
+        start=start,
         checks=checks,
     )
 

@@ -157,16 +157,18 @@ def decide(state: Answers, record: Record) -> Decision:
 
 def finish(state: Answers) -> Sequence[Message]:
     """Tell once a batch of each answer that has changed."""
-    messages = []
-    for key, happened_ms in state.touched.items():
-        kind, _, name = key.subject.partition(":")
-        touch = events_pb2.AnswerTouched(tenant=key.tenant)
-        if kind == "conversation":
-            touch.conversation_id = name
-        else:
-            touch.answer_id = name
-        messages.append(message_of(topics.ANSWERS_TOUCHED, key_of(key.tenant), touch, happened_ms))
-    return messages
+    return [touch_message(key, happened_ms) for key, happened_ms in state.touched.items()]
+
+
+def touch_message(key: Key, happened_ms: int) -> Message:
+    """The message that tells of a change of an answer, or of a rated conversation."""
+    kind, _, name = key.subject.partition(":")
+    touch = events_pb2.AnswerTouched(tenant=key.tenant)
+    if kind == "conversation":
+        touch.conversation_id = name
+    else:
+        touch.answer_id = name
+    return message_of(topics.ANSWERS_TOUCHED, key_of(key.tenant), touch, happened_ms)
 
 
 def _turn(state: Answers, event: gateway_pb2.TurnCompleted, record: Record) -> Decision:

@@ -17,6 +17,9 @@ CLASSIFIERS = ("vader", "off")
 class Settings:
     """The settings. KPIs of your own are statistics of the built-in measures; KPIs in SQL are not there yet.
 
+    When windows, dimensions or KPIs change, all KPIs are computed anew at the next start. When out_of_order_s or
+    allowed_lateness_s change, what was too late stays so until `headwater rebuild feedback`.
+
     Attributes:
         windows: the windows of event time: 60s (tumbling), 300s/60s (hopping: size/hop), session 1800s (gap).
         dimensions: the sets of dimensions that KPIs are kept by; the empty set is the total. There are model and

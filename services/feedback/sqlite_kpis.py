@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import orjson
 
 from services.feedback.answers import Answer, Key
+from services.feedback.decider import touch_message
 from services.feedback.kpis import Computed, entries_restored, entries_state, observation_of
 from services.feedback.ports import KpiQuery
 from services.feedback.projection import Clock, KpiRow, Observations, key_of_touch, name_of, touch_of
@@ -34,9 +35,11 @@ SCHEMA = (
     "CREATE INDEX feedback_kpis_by_end ON feedback_kpis (tenant, end_ms) WHERE count>0",
     "CREATE INDEX feedback_kpis_by_window ON feedback_kpis (tenant, window, end_ms) WHERE count>0",
     "CREATE TABLE feedback_told (tenant TEXT PRIMARY KEY, until_ms INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE feedback_definitions (definitions TEXT NOT NULL)",
 )
 _REBUILT = ("feedback_observations", "feedback_windows", "feedback_kpis", "feedback_told")
 CLOSING_MAX = 1_000  # KPIs of windows that close, in one batch
+TOUCHES = 1_000  # answers that are touched again in one unit of work
 
 
 class SqliteObservations:
@@ -233,6 +236,38 @@ class SqliteObservations:
             "SELECT count(*) FROM feedback_turns WHERE tenant=? AND too_late", (tenant or DEFAULT_TENANT,)
         ).fetchone()
         return int(row[0])
+
+    # Definitions ------------------------------------------------------------------------------------------------
+
+    async def renew(self) -> int:
+        """Begin anew when windows, dimensions or KPIs were defined otherwise the last time; call it before work begins.
+
+        Every answer is touched again; return how many. The new definitions are noted at the end, so that a process that
+        dies meanwhile does all of it again.
+        """
+        settings = self._settings
+        names = [spec.name for spec in settings.windows]
+        definitions = orjson.dumps([names, settings.dimensions, [list(kpi) for kpi in settings.kpis]]).decode()
+        if self._database.reader.execute("SELECT definitions FROM feedback_definitions").fetchall() == [(definitions,)]:
+            return 0
+        async with self._database.transaction():
+            await self.reset()
+        touched = 0
+        with self._database.snapshot() as connection:
+            keys = connection.execute(
+                """SELECT tenant, subject, max(at_ms) FROM (
+                     SELECT tenant, subject, asked_ms AS at_ms FROM feedback_turns
+                     UNION ALL SELECT tenant, subject, rated_ms FROM feedback_ratings)
+                   GROUP BY tenant, subject"""
+            )
+            while rows := keys.fetchmany(TOUCHES):
+                async with self._database.transaction() as unit:
+                    unit.emit([touch_message(Key(tenant, subject), at_ms) for tenant, subject, at_ms in rows])
+                touched += len(rows)
+        async with self._database.transaction(durable=True) as unit:
+            unit.execute("DELETE FROM feedback_definitions")
+            unit.execute("INSERT INTO feedback_definitions VALUES (?)", (definitions,))
+        return touched
 
     # The read model ---------------------------------------------------------------------------------------------
 

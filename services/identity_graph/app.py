@@ -1,6 +1,5 @@
 """Joins the parts of the identity graph: `build(platform)`."""
 
-import sqlite3
 from collections.abc import Sequence
 
 from headwater.identity_graph.v1 import events_pb2, service_pb2
@@ -9,6 +8,7 @@ from services.identity_graph.columns import Extractor
 from services.identity_graph.grpc_api import IdentityGraphApi
 from services.identity_graph.model import Kinds
 from services.identity_graph.ports import IdentityStores
+from services.identity_graph.renewal import Renewal
 from services.identity_graph.settings import Settings
 from services.identity_graph.sqlite_erasures import SqliteErasures
 from services.identity_graph.sqlite_queries import SqliteQueries
@@ -37,6 +37,7 @@ def build(platform: Platform) -> Service:
     kinds, database, log = Kinds(settings), platform.database, platform.log
     graph, erasures, freshness = SqliteGraph(database), SqliteErasures(database), FreshnessTable(database, NAME)
     subjects = erasure.SubjectStore(graph, erasures, kinds, lambda: log.partitions(topics.CHANGES), platform.clock)
+    renewal = Renewal(graph, database, log, settings)
     api = IdentityGraphApi(
         IdentityStores(SqliteQueries(database, kinds), erasures, freshness), log, settings, platform.clock
     )
@@ -49,18 +50,15 @@ def build(platform: Platform) -> Service:
     async def seed(records: Sequence[Record]) -> None:
         await graph.seed(((record.key or b"").decode(), *_seed(record)) for record in records)
 
-    async def state_hash(connection: sqlite3.Connection) -> str:
-        return await hash_of(connection)
-
     return Service(
         name=NAME,
         register=api.register,
         service_names=[service_pb2.DESCRIPTOR.services_by_name["IdentityGraphService"].full_name],
+        start=renewal.start,
+        background=[renewal.tell_of_ghosts],
         processors=[changes_processor(database, settings), erasure.processor(subjects)],
         stores=[
-            ReadModel(
-                NAME, (consumer.GROUP, erasure.GROUP), reset, state_hash, seed_topic=topics.ASSIGNMENTS, seed=seed
-            )
+            ReadModel(NAME, (consumer.GROUP, erasure.GROUP), reset, hash_of, seed_topic=topics.ASSIGNMENTS, seed=seed)
         ],
     )
 

@@ -27,7 +27,7 @@ def assignments(state: WorkingSet, outcome: Outcome) -> list[Message]:
     for row in state.rows.values():
         if row.node is not row.node_before:
             if row.node is None:
-                messages.append(_message(state, row.key, row.first_seen, None, row.cause_ms))
+                messages.append(gone(row.key, row.first_seen, state.generation, row.cause_ms))
             else:
                 now = standing_of(row.node, row.key)
                 if row.node_before is None or row.sighted or now != _standing_before(row.node_before, row.key):
@@ -67,17 +67,27 @@ def _of_members(state: WorkingSet, node: Node) -> Iterator[Message]:
             yield _message(state, key, first_seen, standing_of(node, key), node.cause_ms or state.newest_ms)
 
 
-def _message(state: WorkingSet, key: Key, first_seen: int, now: Assignment | None, cause_ms: int) -> Message:
-    tenant, record = split_key(key)
-    event = events_pb2.RecordAssigned(tenant=tenant, record=record, generation=state.generation)
-    if now is not None:
-        event.profile_id, event.suspect = now.profile, now.suspect
-        add = event.identifiers.add
-        for link in now.links:
-            kind, value = split_link(link)
-            add(kind=kind, value=value)
-    event.first_seen.seconds, event.first_seen.nanos = first_seen // 1000, first_seen % 1000 * 1_000_000
+def gone(key: Key, first_seen: int, generation: int, cause_ms: int = 0) -> Message:
+    """Return the message that a record is nobody's any more."""
+    event = _event(key, first_seen, generation)
+    return Message(topics.ASSIGNMENTS, key.encode(), event.SerializeToString(), ASSIGNED, cause_ms or first_seen)
+
+
+def _message(state: WorkingSet, key: Key, first_seen: int, now: Assignment, cause_ms: int) -> Message:
+    event = _event(key, first_seen, state.generation)
+    event.profile_id, event.suspect = now.profile, now.suspect
+    add = event.identifiers.add
+    for link in now.links:
+        kind, value = split_link(link)
+        add(kind=kind, value=value)
     return Message(topics.ASSIGNMENTS, key.encode(), event.SerializeToString(), ASSIGNED, cause_ms)
+
+
+def _event(key: Key, first_seen: int, generation: int) -> events_pb2.RecordAssigned:
+    tenant, record = split_key(key)
+    event = events_pb2.RecordAssigned(tenant=tenant, record=record, generation=generation)
+    event.first_seen.seconds, event.first_seen.nanos = first_seen // 1000, first_seen % 1000 * 1_000_000
+    return event
 
 
 def identifier(link: Link) -> common_pb2.Identifier:

@@ -6,9 +6,14 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+import orjson
+
 from services.kernel.errors import InvalidInputError
 
 E = TypeVar("E", bound=Enum)
+
+RULES_VERSION = 1
+"""Goes up whenever the code reads rows differently than before: then everything is worked out anew from the log."""
 
 RESERVED_KINDS = ("record", "profile")
 """Kinds that name a record or a profile in a request; no column can have them."""
@@ -123,7 +128,7 @@ class Settings:
     email_tags_ignored: frozenset[str] = frozenset()
     junk: frozenset[str] = frozenset()
     max_cluster: int = 200
-    max_component: int = 5_000
+    max_component: int = 2_000
     erasure_services: tuple[str, ...] = ERASURE_SERVICES
 
     @classmethod
@@ -146,13 +151,24 @@ class Settings:
             email_tags_ignored=_texts("identity_graph.email_tags_ignored", table.get("email_tags_ignored", ())),
             junk=_texts("identity_graph.junk", table.get("junk", ())),
             max_cluster=_positive("identity_graph.max_cluster", table.get("max_cluster", 200)),
-            max_component=_positive("identity_graph.max_component", table.get("max_component", 5_000)),
+            max_component=_positive("identity_graph.max_component", table.get("max_component", 2_000)),
             erasure_services=tuple(
                 sorted(_texts("identity_graph.erasure_services", table["erasure_services"]))
                 if "erasure_services" in table
                 else ERASURE_SERVICES
             ),
         )
+
+    def fingerprint(self) -> str:
+        """Return what is different when the same records may come out as other persons."""
+        kinds = {name: [rule.strength.value, rule.format.value, *rule[2:]] for name, rule in self.kinds.items()}
+        entities = sorted(
+            [*name, rule.person, sorted([column, *held] for column, held in rule.columns.items()), rule.defaults]
+            for name, rule in self.entities.items()
+        )
+        limits = [self.default_region, self.max_cluster, self.max_component]
+        words = [sorted(self.email_tags_ignored), sorted(self.junk)]
+        return orjson.dumps([RULES_VERSION, list(kinds.items()), entities, limits, words]).decode()
 
 
 def _kind(where: str, rule: KindRule, value: Any) -> KindRule:

@@ -52,6 +52,9 @@ SCHEMA = (
          birth TEXT PRIMARY KEY, place INTEGER NOT NULL, position TEXT NOT NULL) WITHOUT ROWID""",
     "CREATE TABLE identity_counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
     "INSERT INTO identity_counters VALUES ('generation', 0), ('node', 0)",
+    "CREATE TABLE identity_settings (fingerprint TEXT)",
+    # Records that were told to be somebody's before everything was worked out anew.
+    "CREATE TABLE identity_ghosts (key TEXT PRIMARY KEY, first_seen INTEGER NOT NULL) WITHOUT ROWID",
 )
 _ROW = "r.id, r.key, r.partition, r.place, r.position, r.first_seen, r.node, n.text, r.carried, r.buried"
 _NODE = "n.id, n.tenant, n.text, n.links, n.rows, n.first_seen, n.first_key, n.component, n.profile, n.suspect, n.muted"
@@ -234,6 +237,40 @@ class SqliteGraph:
         """Forget everything but the fences of erasures and the numbers that must go on growing, in the open unit."""
         for table in ("records", "nodes", "links", "crowds", "truncations", "buried"):
             self._connection.execute(f"DELETE FROM identity_{table}")
+
+    async def fingerprint(self) -> str | None:
+        """Return the fingerprint of the settings that the graph was worked out by."""
+        row = self._connection.execute("SELECT fingerprint FROM identity_settings").fetchone()
+        return None if row is None else str(row[0])
+
+    async def set_fingerprint(self, fingerprint: str) -> None:
+        """Keep the fingerprint of the settings, within the open unit of work."""
+        self._connection.execute("DELETE FROM identity_settings")
+        self._connection.execute("INSERT INTO identity_settings VALUES (?)", (fingerprint,))
+
+    async def start_over(self) -> None:
+        """Empty the graph, but remember first sightings and who was told to be somebody, within the open unit."""
+        run = self._connection.execute
+        run("INSERT OR IGNORE INTO identity_ghosts SELECT key, first_seen FROM identity_records WHERE node IS NOT NULL")
+        run("UPDATE identity_records SET node=NULL, place=-1, position='', carried=NULL, buried=NULL")
+        for table in ("nodes", "links", "crowds", "truncations", "buried"):
+            run(f"DELETE FROM identity_{table}")
+
+    async def lay_ghosts(self) -> tuple[int, list[tuple[Key, int]]]:
+        """Forget the ghosts, within the open unit of work.
+
+        Returns:
+            A generation, and key and first sighting of those that did not come back into the graph.
+        """
+        run = self._connection.execute
+        generation, _ = await self.counters()
+        run("UPDATE identity_counters SET value=? WHERE name='generation'", (generation,))
+        gone = run(
+            "SELECT key, first_seen FROM identity_ghosts WHERE key NOT IN "
+            "(SELECT key FROM identity_records WHERE node IS NOT NULL) ORDER BY key"
+        ).fetchall()
+        run("DELETE FROM identity_ghosts")
+        return generation, gone
 
     async def seed(self, rows: Iterable[tuple[Key, int | None, int]]) -> None:
         """Take first sightings over from the service's own events, before a rebuild, within the open unit of work.

@@ -26,6 +26,8 @@ CHECKPOINT_EVERY_S = 1.0
 CHECKPOINT_BYTES = 8 << 20  # below this the write-ahead log is left alone
 TRUNCATE_BYTES = 256 << 20  # beyond this writers wait until it has been emptied
 BUSY_TIMEOUT_S = 30.0
+# What is wrong with the statement or its values, not with the disk: SQLITE_ERROR of https://sqlite.org/rescode.html
+STATEMENT_ERROR = 1
 
 log = structlog.get_logger(__name__)
 
@@ -85,14 +87,14 @@ class Database:
         self._appender: Callable[[Transaction, Sequence[Message]], None] = _no_log
         self._current: Transaction | None = None
 
-    def _connect(self, cache_kib: int) -> sqlite3.Connection:
+    def _connect(self, cache_kib: int, timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
         # Commits and checkpoints may run in a thread, one at a time; sqlite3 itself is built thread-safe.
         connection = sqlite3.connect(
             self.path,
             isolation_level=None,
             check_same_thread=False,
             cached_statements=512,
-            timeout=BUSY_TIMEOUT_S,
+            timeout=timeout_s,
         )
         connection.execute(f"PRAGMA cache_size=-{cache_kib}")
         connection.execute("PRAGMA temp_store=MEMORY")
@@ -164,7 +166,7 @@ class Database:
                     self.writer.execute("COMMIT")
             except BaseException as error:
                 self._roll_back(unit)
-                if isinstance(error, sqlite3.OperationalError):
+                if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != STATEMENT_ERROR:
                     raise self._explain(error) from error
                 raise
             finally:
@@ -183,6 +185,7 @@ class Database:
         try:
             connection.execute("PRAGMA query_only=ON")
             connection.execute("BEGIN")
+            connection.execute("SELECT 1 FROM sqlite_schema").close()  # only a first read fixes what is seen
             yield connection
         finally:
             connection.close()
@@ -197,7 +200,7 @@ class Database:
     def _roll_back(self, unit: Transaction) -> None:
         if self.writer.in_transaction:
             self.writer.execute("ROLLBACK")
-        for callback in unit.on_rollback:
+        for callback in reversed(unit.on_rollback):  # each restores what it found, so the first one comes last
             callback()
 
     def _set_synchronous(self, mode: str) -> None:
@@ -214,30 +217,56 @@ class Database:
 
     async def checkpoint_forever(self) -> None:
         """Copy the write-ahead log into the database from time to time; run it as a background task."""
-        connection = self._connect(cache_kib=1_000)
         wal = self.path.with_name(FILE_NAME + "-wal")
-        try:
+        with self._checkpointer() as connection:
             while True:
                 await asyncio.sleep(CHECKPOINT_EVERY_S)
                 size = wal.stat().st_size if wal.exists() else 0
-                if size > TRUNCATE_BYTES:
-                    async with self._turn:
-                        await _in_thread(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
-                elif size > CHECKPOINT_BYTES:
-                    await _in_thread(connection, "PRAGMA wal_checkpoint(PASSIVE)")
-        finally:
-            connection.close()
+                try:
+                    if size > TRUNCATE_BYTES:
+                        await self._empty_wal(connection)
+                    elif size > CHECKPOINT_BYTES:
+                        await _in_thread(connection, "PRAGMA wal_checkpoint(PASSIVE)")
+                except sqlite3.OperationalError as error:  # no space, for example: the next round tries again
+                    log.warning("sqlite.checkpoint_failed", error=str(error))
 
     async def scrub(self) -> None:
-        """Rewrite the file so that no deleted byte is left in it, nor in the write-ahead log (after an erasure)."""
+        """Rewrite the file so that no deleted byte is left in it, nor in the write-ahead log (after an erasure).
+
+        Waits until nobody reads a state of before: until then the write-ahead log holds it.
+
+        Raises:
+            UnavailableError: it could not be done, for want of space for example; deleted bytes may still be there.
+        """
+        try:
+            async with self._turn:
+                await _in_thread(self.writer, "VACUUM")
+            with self._checkpointer() as connection:
+                while not await self._empty_wal(connection):
+                    await asyncio.sleep(CHECKPOINT_EVERY_S)
+        except sqlite3.OperationalError as error:
+            raise self._explain(error) from error
+
+    async def _empty_wal(self, connection: sqlite3.Connection) -> bool:
+        """Copy all of the write-ahead log and cut it off; False where somebody still reads an older state."""
         async with self._turn:
-            await _in_thread(self.writer, "VACUUM")
-            await _in_thread(self.writer, "PRAGMA wal_checkpoint(TRUNCATE)")
+            [(busy, _, _)] = await _in_thread(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+        return not busy
+
+    @contextlib.contextmanager
+    def _checkpointer(self) -> Iterator[sqlite3.Connection]:
+        """A connection that gives up at once when readers are in the way: writers wait for it meanwhile."""
+        connection = self._connect(cache_kib=1_000, timeout_s=0)
+        try:
+            yield connection
+        finally:
+            connection.close()
 
     def close(self) -> None:
         """Close; the write-ahead log is emptied, and the folder is free for another process."""
         self.reader.close()
-        with contextlib.suppress(sqlite3.OperationalError):  # a full disk must not keep the process from ending
+        self.writer.execute("PRAGMA busy_timeout=0")  # a reader that is left must not keep the process from ending
+        with contextlib.suppress(sqlite3.OperationalError):  # nor must a full disk
             self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self.writer.close()
         self._lock_file.close()
@@ -258,11 +287,15 @@ async def _to_the_end(work: Coroutine[Any, Any, Any]) -> bool:
     return cancelled
 
 
-async def _in_thread(connection: sqlite3.Connection, sql: str) -> None:
+async def _in_thread(connection: sqlite3.Connection, sql: str) -> list[Any]:
+    """Run a long statement beside the loop; a cancellation interrupts it, and waits until it has ended."""
+    task = asyncio.ensure_future(asyncio.to_thread(lambda: connection.execute(sql).fetchall()))
     try:
-        await asyncio.shield(asyncio.to_thread(lambda: connection.execute(sql).fetchall()))
-    except sqlite3.OperationalError as error:  # busy, or no space: the next round tries again
-        log.warning("sqlite.maintenance_failed", statement=sql, error=str(error))
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        connection.interrupt()
+        await asyncio.wait([task])
+        raise
 
 
 def _no_log(_unit: Transaction, _messages: Sequence[Message]) -> None:

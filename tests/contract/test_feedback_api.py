@@ -347,6 +347,20 @@ async def test_a_rebuild_gives_the_same_state_and_the_kpis_reconcile_with_the_lo
         ), checks  # fmt: skip
 
 
+async def test_kpis_that_are_defined_anew_are_computed_from_all_answers(run_service: Any, tmp_path: Path) -> None:
+    async with run_service(build, data=tmp_path / "kept") as running:
+        token = await publish(running, turn("a1"), turn("a2", latency_ms=300.0))
+        await stub(running).GetKpis(pb.GetKpisRequest(at_least=token))
+    slowest = {"name": "slowest", "measure": "latency_ms", "statistic": "max"}
+    tables = {"feedback": {"windows": ["10s"], "kpis": [slowest]}}
+    async with run_service(build, data=tmp_path / "kept", settings_tables=tables) as running:
+        rating = (await stub(running).Rate(rate("a1", up=True))).position_token
+        response = await stub(running).GetKpis(pb.GetKpisRequest(at_least=rating))
+        assert {kpi.window for kpi in response.kpis} == {"10s"}
+        assert (values(response)["slowest"], values(response)["satisfaction"]) == (300, 1)
+        assert sum(await running.platform.log.end(topics.DEAD_LETTERS)) == 0
+
+
 async def test_a_wrong_event_is_given_up_alone(run_service: Any) -> None:
     async with run_service(build) as running:
         token = await publish(running, turn(""), turn("a1"))

@@ -15,7 +15,7 @@ from headwater.ingest.v1 import events_pb2 as ingest_pb2
 from services.identity_graph.app import build
 from services.kernel import topics
 from services.kernel.errors import from_rpc
-from services.kernel.log import Message, Record, key_of, message_of
+from services.kernel.log import Message, Record, key_of, message_of, position_of
 from services.kernel.records import record_key
 from tests.conftest import Running, RunService
 
@@ -321,3 +321,34 @@ async def test_what_cannot_be_read_is_set_aside_and_what_is_no_persons_leaves_no
     assert balance.balanced
     group = next(g for g in balance.groups if g.group == "identity-graph")
     assert (group.applied, group.dead_lettered) == (3, 1)
+
+
+async def test_other_settings_work_everything_out_anew_and_tell_of_it(run_service: RunService) -> None:
+    rows = {
+        "crm_customers_1": {"email": "ada@x.io", "card": "A-1"}, "web_signups_7": {"card": "a-1"},
+        "web_hotels_1": {"phone": "+14155550101"}, "web_signups_8": {"phone": "+14155550101"},
+    }  # fmt: skip
+    columns = {"card": "loyalty"}
+    settings = {
+        "entities": {"crm/customers": {"columns": columns}, "web/signups": {"columns": columns, "person": True}}
+    }
+    async with run_service(build, settings_tables={"identity_graph": {"entities": {"web/hotels": {}}}}) as running:
+        graph = Graph(running)
+        await graph.put(**rows)
+        before = dict(await graph.clusters())
+        assert set(before) == {"crm/customers/1", "web/signups/8", "web/hotels/1"}
+        assert before["web/signups/8"] == before["web/hotels/1"]
+    async with run_service(build, settings_tables={"identity_graph": settings}) as running:
+        graph = Graph(running)
+        ends = {(topics.CHANGES, p): end for p, end in enumerate(await graph.log.end(topics.CHANGES))}
+        await graph.stub.AwaitPosition(pb.AwaitPositionRequest(position=position_of(ends)), timeout=20)
+        after = dict(await graph.clusters())
+        assert set(after) == {"crm/customers/1", "web/signups/7", "web/signups/8"}
+        assert after["crm/customers/1"] == after["web/signups/7"] == before["crm/customers/1"]
+        told: dict[str, str] = {}
+        while told.get("web/hotels/1") != "":
+            for record in await graph.read(topics.ASSIGNMENTS):
+                event = events_pb2.RecordAssigned.FromString(record.value or b"")
+                told[event.record] = event.profile_id
+            await asyncio.sleep(0.02)
+        assert {record: profile for record, profile in told.items() if profile} == after
