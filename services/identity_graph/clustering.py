@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from services.identity_graph.matching import Resolution, has_too_many_values, resolve
+from services.identity_graph.matching import Resolution, is_doubtful, resolve
 from services.identity_graph.model import (
     OVERGROWN,
     Crowd,
@@ -199,9 +199,9 @@ def _gather(gathered: dict[int, list[Node]], held: Sequence[Node]) -> None:
 
 def _resolved(nodes: list[Node], muted: frozenset[Link], kinds: Kinds) -> Component:
     """Set the standing of the nodes of one component."""
-    if len(nodes) <= kinds.max_cluster and not any(node.content.unique for node in nodes):
+    if len(nodes) <= kinds.max_cluster and not any(node.content.unique or node.content.doubtful for node in nodes):
         links = sum(len(node.content.links) for node in nodes)
-        suspect = links > kinds.values_always_fine and has_too_many_values([n.content for n in nodes], muted, kinds)
+        suspect = links > kinds.values_always_fine and is_doubtful([n.content for n in nodes], muted, kinds)
         _set_standing(nodes, suspect=suspect, muted=muted)
         return Component(nodes, None)
     nodes.sort(key=lambda node: node.content.text)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from services.identity_graph.columns import JUNK
-from services.identity_graph.matching import has_too_many_values, resolve
+from services.identity_graph.matching import has_too_many_values, is_held_by_doubtful_links, resolve
 from services.identity_graph.model import Content, Kinds, Link, entries_of, split_link
 
 REFUSALS_TOLD = 5
@@ -110,6 +110,10 @@ def notes(
         muted = {link for node in component for link in node.muted}
         if has_too_many_values(contents, muted, kinds):
             told.append("the profile is suspect: it holds more values of a kind than one person is likely to have")
+        if is_held_by_doubtful_links(contents, muted, kinds):
+            told.append(
+                "the profile is suspect: only what several persons may use joins records that can be reached apart"
+            )
     elif not told:
         told.append("no identifier that links joins them, directly or by other records")
     return told

@@ -108,7 +108,7 @@ def resolve(contents: Sequence[Content], muted: Container[Link], kinds: Kinds) -
     suspect = frozenset(
         number
         for number, members in enumerate(found)
-        if clusters.find(members[0]) in doubtful or has_too_many_values([contents[i] for i in members], muted, kinds)
+        if clusters.find(members[0]) in doubtful or is_doubtful([contents[i] for i in members], muted, kinds)
     )
     return Resolution(found, suspect, refusals)
 
@@ -133,6 +133,11 @@ def _join_holders(clusters: _Clusters, link: Link, holders: Sequence[int]) -> li
     return refusals
 
 
+def is_doubtful(contents: Sequence[Content], muted: Container[Link], kinds: Kinds) -> bool:
+    """Tell whether what the records of one profile hold makes it doubtful that they are one person."""
+    return has_too_many_values(contents, muted, kinds) or is_held_by_doubtful_links(contents, muted, kinds)
+
+
 def has_too_many_values(contents: Sequence[Content], muted: Container[Link], kinds: Kinds) -> bool:
     """Tell whether the records of one profile hold more values of a kind than one person is likely to have."""
     counts: dict[str, int] = defaultdict(int)
@@ -142,3 +147,23 @@ def has_too_many_values(contents: Sequence[Content], muted: Container[Link], kin
         if counts[kind] > kinds.max_values[kind]:
             return True
     return False
+
+
+def is_held_by_doubtful_links(contents: Sequence[Content], muted: Container[Link], kinds: Kinds) -> bool:
+    """Tell whether, without the links that cast doubt, a profile falls into parts that can be reached each by itself."""
+    if not any(content.doubtful for content in contents):
+        return False
+    clusters = _Clusters(contents, kinds)
+    first: dict[Link, int] = {}
+    for index, content in enumerate(contents):
+        for link in content.links:
+            if link not in content.doubtful and link not in muted:
+                left, right = clusters.find(first.setdefault(link, index)), clusters.find(index)
+                if left != right:
+                    clusters.join(left, right)
+    parts: dict[str, set[int]] = defaultdict(set)
+    for index, content in enumerate(contents):
+        for kind, _ in map(split_link, content.links):
+            if kind in kinds.reachable:
+                parts[kind].add(clusters.find(index))
+    return any(len(roots) > 1 for roots in parts.values())

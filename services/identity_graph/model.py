@@ -15,7 +15,7 @@ from typing import NamedTuple
 import orjson
 
 from services.identity_graph.columns import Entry
-from services.identity_graph.settings import Settings, Strength
+from services.identity_graph.settings import Format, Settings, Strength
 from services.kernel.freshness import Sightings
 from services.kernel.log import SEPARATOR
 
@@ -88,18 +88,23 @@ class Content(NamedTuple):
         text: the identifiers, weak ones and junk too, as JSON in a canonical order; equal contents have equal texts.
         links: those that can link, in the order of their texts.
         unique: those of a kind of which a person has one.
+        doubtful: those of a kind that casts doubt.
     """
 
     tenant: str
     text: str
     links: tuple[Link, ...]
     unique: tuple[Link, ...] = ()
+    doubtful: tuple[Link, ...] = ()
 
 
 class Kinds:
     """The kinds of identifiers, made ready for use.
 
     Attributes:
+        unique: kinds of which a person has one value.
+        doubtful: kinds that cast doubt when nothing else joins records that can each be reached.
+        reachable: kinds by which a person can be reached.
         rank: linking kind -> its place in the order in which links are made: unique ones first, then as configured.
         max_records, max_rows, max_values: the limits of linking kinds.
         values_always_fine: a profile with at most this many identifiers in all breaks no kind's limit of values.
@@ -108,7 +113,9 @@ class Kinds:
     def __init__(self, settings: Settings) -> None:
         linking = {name: rule for name, rule in settings.kinds.items() if rule.strength is not Strength.WEAK}
         self.unique = {name for name, rule in linking.items() if rule.strength is Strength.UNIQUE}
-        self._unique_words = [f'"{name}"' for name in self.unique]
+        self.doubtful = {name for name, rule in linking.items() if rule.casts_doubt}
+        self.reachable = {name for name, rule in linking.items() if rule.format in {Format.EMAIL, Format.PHONE}}
+        self._special_words = [f'"{name}"' for name in self.unique | self.doubtful]
         self.rank = {
             name: place for place, name in enumerate(sorted(linking, key=lambda name: name not in self.unique))
         }
@@ -129,12 +136,12 @@ class Kinds:
 
     def content_of_links(self, tenant: str, text: str, links: Sequence[Link]) -> Content:
         """Return the content of a text whose links are known."""
-        unique: list[Link] = []
-        for word in self._unique_words:
-            if word in text:
-                unique = [link for link in links if split_link(link)[0] in self.unique]
-                break
-        return Content(tenant, text, tuple(links), tuple(unique))
+        for word in self._special_words:
+            if word in text:  # most contents have nothing special
+                unique = tuple(link for link in links if split_link(link)[0] in self.unique)
+                doubtful = tuple(link for link in links if split_link(link)[0] in self.doubtful)
+                return Content(tenant, text, tuple(links), unique, doubtful)
+        return Content(tenant, text, tuple(links))
 
     def order(self, link: Link) -> tuple[int, str]:
         """Return where a link comes when links are made."""

@@ -49,6 +49,8 @@ class KindRule(NamedTuple):
             identifiers count once: the hundred bookings of one traveller are one, the hundred users of a kiosk are not.
         max_rows: the same, for all records whatever else they hold.
         max_values: a profile with more different values than this is suspect.
+        casts_doubt: whether a profile is suspect when nothing else joins records of it that have an e-mail address or a
+            telephone number each: a device may be a family's.
     """
 
     strength: Strength = Strength.STRONG
@@ -56,6 +58,7 @@ class KindRule(NamedTuple):
     max_records: int = 30
     max_rows: int = 5_000
     max_values: int = 10
+    casts_doubt: bool = False
 
 
 # In the order in which their links are made: where two links exclude one another, the earlier stays.
@@ -68,7 +71,7 @@ KINDS: Mapping[str, KindRule] = MappingProxyType(
         "account": KindRule(max_records=100, max_rows=100_000, max_values=20),
         "email": KindRule(format=Format.EMAIL, max_values=6),
         "phone": KindRule(format=Format.PHONE, max_values=6),
-        "device": KindRule(max_records=10, max_values=30),
+        "device": KindRule(max_records=10, max_values=30, casts_doubt=True),
         "name": KindRule(Strength.WEAK, Format.TEXT),
         "birth_date": KindRule(Strength.WEAK, Format.TEXT),
     }
@@ -177,6 +180,8 @@ def _kind(where: str, rule: KindRule, value: Any) -> KindRule:
     for name in ("max_records", "max_rows", "max_values"):
         if name in table:
             _positive(f"{where}.{name}", table[name])
+    if "casts_doubt" in table:
+        _typed(f"{where}.casts_doubt", table["casts_doubt"], bool)
     if "strength" in table:
         table["strength"] = _choice(f"{where}.strength", table["strength"], Strength)
     if "format" in table:

@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import structlog
 
@@ -30,6 +30,7 @@ BUSY_TIMEOUT_S = 30.0
 STATEMENT_ERROR = 1
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 class Transaction:
@@ -161,7 +162,7 @@ class Database:
             try:
                 yield unit
                 if durable:  # waits for the disk: let the loop go on meanwhile
-                    cancelled = await _to_the_end(asyncio.to_thread(self.writer.execute, "COMMIT"))
+                    _, cancelled = await _to_the_end(asyncio.to_thread(self.writer.execute, "COMMIT"))
                 else:
                     self.writer.execute("COMMIT")
             except BaseException as error:
@@ -272,30 +273,32 @@ class Database:
         self._lock_file.close()
 
 
-async def _to_the_end(work: Coroutine[Any, Any, Any]) -> bool:
-    """Wait for work that must not be left half done; return whether the waiting task was cancelled meanwhile.
+async def _to_the_end(
+    work: Coroutine[Any, Any, T], on_cancel: Callable[[], None] = lambda: None
+) -> tuple[T, bool]:
+    """Wait for work that must not be left half done; return whether the waiting task was cancelled meanwhile, too.
 
     A commit that runs on in its thread while the caller rolls back would leave the log's offsets behind the file's.
     """
     task, cancelled = asyncio.ensure_future(work), False
     while not task.done():
         try:
-            await asyncio.shield(task)
+            await asyncio.wait([task])  # unlike awaiting the task, this neither cancels it nor raises its error
         except asyncio.CancelledError:
             cancelled = True
-    task.result()
-    return cancelled
+            on_cancel()
+    if cancelled and task.exception() is not None:
+        raise asyncio.CancelledError from task.exception()
+    return task.result(), cancelled
 
 
 async def _in_thread(connection: sqlite3.Connection, sql: str) -> list[Any]:
-    """Run a long statement beside the loop; a cancellation interrupts it, and waits until it has ended."""
-    task = asyncio.ensure_future(asyncio.to_thread(lambda: connection.execute(sql).fetchall()))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        connection.interrupt()
-        await asyncio.wait([task])
-        raise
+    """Run a long statement beside the loop; a cancellation interrupts it."""
+    work = asyncio.to_thread(lambda: connection.execute(sql).fetchall())
+    rows, cancelled = await _to_the_end(work, connection.interrupt)
+    if cancelled:
+        raise asyncio.CancelledError
+    return rows
 
 
 def _no_log(_unit: Transaction, _messages: Sequence[Message]) -> None:

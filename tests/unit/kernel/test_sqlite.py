@@ -1,12 +1,14 @@
 """The installation's database: one process, clear errors, a full disk loses nothing."""
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from services.kernel import sqlite
 from services.kernel.errors import InvalidInputError, UnavailableError
 from services.kernel.log import Message
 from services.kernel.sqlite import FILE_NAME, Database
@@ -100,3 +102,86 @@ async def test_checkpoints_keep_the_write_ahead_log_small(database: Database, lo
     assert len(await log.read(CHANGES, 0, 0, max_records=500, max_bytes=1 << 30)) == 170
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_unit_that_publishes_twice_and_rolls_back_leaves_no_gap(database: Database, log: SqliteLog) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with database.transaction() as unit:
+            unit.emit([big(0)])
+            unit.emit([big(1)])
+            raise ZeroDivisionError
+    await log.append([big(2)])
+    assert [record.offset for record in await log.read(CHANGES, 0, 0)] == [0]
+
+
+async def test_a_statement_that_its_values_make_fail_is_no_outage(database: Database) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="malformed JSON"):
+        async with database.transaction() as unit:
+            unit.execute("SELECT value FROM json_each(?)", ("{",)).fetchall()
+
+
+async def test_a_snapshot_shows_what_was_there_when_it_was_opened(database: Database, log: SqliteLog) -> None:
+    with database.snapshot() as connection:
+        await log.append([big(0)])
+        assert connection.execute(f"SELECT count(*) FROM {log.table(CHANGES, 0)}").fetchone() == (0,)
+
+
+async def test_writers_go_on_while_a_reader_keeps_the_write_ahead_log_from_being_emptied(
+    database: Database, log: SqliteLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "CHECKPOINT_EVERY_S", 0.01)
+    monkeypatch.setattr(sqlite, "TRUNCATE_BYTES", 0)
+    tried = asyncio.Event()
+    empty = Database._empty_wal  # noqa: SLF001 - to know when a checkpoint has run into the reader
+
+    async def emptied(self: Database, connection: sqlite3.Connection) -> bool:
+        tried.set()
+        return await empty(self, connection)
+
+    monkeypatch.setattr(Database, "_empty_wal", emptied)
+    await log.append([big(0)])
+    with database.snapshot():
+        task = asyncio.create_task(database.checkpoint_forever())
+        await tried.wait()
+        async with asyncio.timeout(sqlite.BUSY_TIMEOUT_S / 2):
+            for number in range(1, 20):
+                await log.append([big(number)])
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_scrubbing_waits_for_those_who_still_read_what_was_deleted(
+    database: Database, log: SqliteLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "CHECKPOINT_EVERY_S", 0.01)
+    await log.append([Message(CHANGES, b"k", b"canary-7e58", "test", 0)])
+    with database.snapshot():
+        await Retention(log, database).erase(lambda _record: True, ())
+        scrubbing = asyncio.create_task(database.scrub())
+        await log.append([big(0)])  # writers go on
+        assert not (await asyncio.wait([scrubbing], timeout=0.2))[0]
+    await scrubbing
+    assert all(b"canary-7e58" not in path.read_bytes() for path in database.folder.iterdir())
+
+
+async def test_a_scrub_for_which_there_is_no_space_is_an_error(
+    database: Database, log: SqliteLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(sqlite, "_in_thread", full)
+    with pytest.raises(UnavailableError, match="free some space"):
+        await database.scrub()
+
+
+async def test_a_cancelled_scrub_has_ended_when_the_next_unit_begins(database: Database, log: SqliteLog) -> None:
+    for number in range(50):
+        await log.append([big(number)], durable=False)
+    scrubbing = asyncio.create_task(database.scrub())
+    await asyncio.sleep(0.001)
+    scrubbing.cancel()
+    await asyncio.gather(scrubbing, return_exceptions=True)
+    assert scrubbing.cancelled()
+    await log.append([big(50)])
+    assert len(await log.read(CHANGES, 0, 0, max_bytes=1 << 30)) == 51
