@@ -98,9 +98,7 @@ class Tour:
 
     async def processed(self) -> None:
         """Wait until everything in the log has been processed."""
-        from headwater.common.v1 import operations_pb2_grpc
-
-        await until_processed(self.session, operations_pb2_grpc.OperationsServiceStub(self.channel))
+        await until_processed(self.session, self.channel)
 
     async def ask(self, text: str, who: str | None = None) -> Any:
         """Ask, with the newest change as the least that the answer must have seen."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -18,6 +19,8 @@ from services.kernel.errors import InvalidInputError
 
 POLL_S = 0.05
 TURNS_PER_REQUEST = 200
+PARKED_SHOWN = 100
+UNDER_WAY = ("pending", "retrying", "deferred")
 CONVERSATIONS = "conversations"
 
 
@@ -52,11 +55,11 @@ def add_to(group: click.Group) -> None:
                         continue
                     tell = functools.partial(_tell, progress, task)
                     results[name] = await push_file(stub, name, source, format_, tell)
-            operations = operations_pb2_grpc.OperationsServiceStub(channel)
             if wait:
-                await until_processed(session, operations)
-            balance = await operations.GetBalance(pb.GetBalanceRequest())
-        _show(session, results, balance)
+                await until_processed(session, channel)
+            balance = await operations_pb2_grpc.OperationsServiceStub(channel).GetBalance(pb.GetBalanceRequest())
+            parked = await jobs_of(channel, limit=PARKED_SHOWN)
+        _show(session, results, balance, parked.jobs)
         if any(totals.dead_lettered or totals.refused for totals in results.values()):
             sys.exit(1)
 
@@ -100,28 +103,43 @@ async def _import_file(channel: Any, name: str) -> Any:
     )
 
 
-async def until_processed(session: Session, operations: Any) -> None:
-    """Wait until nothing lags and nothing is waiting for its first try, and show how far it is."""
-    from headwater.common.v1 import operations_pb2 as pb
+async def until_processed(session: Session, channel: Any) -> None:
+    """Wait until nothing lags and no document is still on its way into the index, and show how far it is.
 
+    Documents that are parked wait for a person, not for us.
+    """
+    from headwater.common.v1 import operations_pb2 as pb, operations_pb2_grpc
+
+    operations = operations_pb2_grpc.OperationsServiceStub(channel)
     columns = (TextColumn("processing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=session.progress, transient=True, disable=session.as_json) as progress:
         task = progress.add_task("processing", total=None)
         most, quiet = 0, 0
         while quiet < 2:  # between two processors nothing lags for an instant
             balance = await operations.GetBalance(pb.GetBalanceRequest())
-            left = sum(group.lag + group.waiting for group in balance.groups)
+            jobs = await jobs_of(channel, limit=1)
+            under_way = sum(count for state, count in jobs.counts.items() if state in UNDER_WAY)
+            left = sum(group.lag for group in balance.groups) + under_way
             most, quiet = max(most, left), quiet + 1 if left == 0 else 0
             progress.update(task, total=most, completed=most - left)
             await asyncio.sleep(POLL_S)
 
 
-def _show(session: Session, results: dict[str, Any], balance: Any) -> None:
+async def jobs_of(channel: Any, *, limit: int) -> Any:
+    """Return a ListJobsResponse: the documents that can never be embedded as they are, and the counts of all states."""
+    from headwater.embedder.v1 import events_pb2, service_pb2, service_pb2_grpc
+
+    request = service_pb2.ListJobsRequest(states=[events_pb2.JOB_STATE_PARKED], limit=limit)
+    return await service_pb2_grpc.EmbedderServiceStub(channel).ListJobs(request)
+
+
+def _show(session: Session, results: dict[str, Any], balance: Any, parked: Sequence[Any]) -> None:
     if session.as_json:
         session.answer({
             "files": {name: totals._asdict() for name, totals in results.items()},
             "groups": document(balance)["groups"],
             "balanced": balance.balanced,
+            "parked": [document(job) for job in parked],
         })  # fmt: skip
         return
     for name, totals in results.items():
@@ -130,7 +148,9 @@ def _show(session: Session, results: dict[str, Any], balance: Any) -> None:
             f"{totals.dead_lettered} dead-lettered" + (f" + {totals.refused} refused" if totals.refused else "")
         )
         for error in totals.errors:
-            session.console.print(f"  [red]{error}[/]")
+            session.console.print(f"  [red]{escape(error)}[/]")
+    for job in parked:
+        session.console.print(f"[red]parked: {escape(job.document_id)}: {escape(job.last_error)}[/]")
     show_balance(session, balance)
 
 

@@ -1,6 +1,11 @@
 """The entry point: `headwater`."""
 
+import os
+
 import click
+
+# The core of gRPC writes to standard error what our own errors say better.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from services.cli import ask, demo, feedback, ingest, operations, people, up
 from services.cli.session import Group

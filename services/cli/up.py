@@ -11,6 +11,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from services.cli.ingest import jobs_of
 from services.cli.session import Session, command
 from services.kernel.errors import HeadwaterError, UnavailableError
 from services.kernel.settings import Settings
@@ -94,19 +95,18 @@ async def _doctor(session: Session) -> None:
 
 async def _ask_services(channel: Any) -> list[tuple[str, bool, str]]:
     from headwater.common.v1 import operations_pb2 as pb, operations_pb2_grpc
-    from headwater.embedder.v1 import events_pb2, service_pb2, service_pb2_grpc
 
     operations = operations_pb2_grpc.OperationsServiceStub(channel)
     balance = await operations.GetBalance(pb.GetBalanceRequest())
     lag = sum(group.lag for group in balance.groups)
     letters = await operations.ListDeadLetters(pb.ListDeadLettersRequest(limit=1000))
     open_letters = sum(not entry.retried for entry in letters.entries)
-    parked = events_pb2.JobState.Name(events_pb2.JOB_STATE_PARKED)
-    jobs = await service_pb2_grpc.EmbedderServiceStub(channel).ListJobs(service_pb2.ListJobsRequest())
-    count = sum(n for name, n in jobs.counts.items() if parked.endswith(name.upper()))
+    jobs = await jobs_of(channel, limit=1)
+    parked = jobs.counts.get("parked", 0)
+    first = f", the first: {jobs.jobs[0].document_id}: {jobs.jobs[0].last_error}" if jobs.jobs else ""
     return [
         ("balance", balance.balanced, "inputs = applied + superseded + waiting + dead-lettered"),
         ("lag", True, f"{lag} records not yet processed"),
         ("dead letters", open_letters == 0, f"{open_letters} open: `headwater dead-letters list` shows them"),
-        ("documents", count == 0, f"{count} parked: they cannot be embedded as they are; see ListJobs for the reasons"),
+        ("documents", parked == 0, f"{parked} parked: they cannot be embedded as they are{first}"),
     ]
