@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check laws bench browser clean
+.PHONY: help setup demo up test check laws bench browser test-torch clean
 
 help:       ## List the targets
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt hatch_build.py $(shell find protos -name '*.proto')
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,6 +33,10 @@ laws: $(STAMP) ## Run the slow tests too: crashes, end-to-end processes
 
 browser: $(STAMP) ## Run the page's tests in a real Chromium
 	$(BIN)/python -m pytest -q -m browser
+
+test-torch: $(STAMP) ## Compare with sentence-transformers; installs PyTorch, gigabytes
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sentence-transformers]'
+	$(BIN)/python -m pytest -q -m torch
 
 check: $(STAMP) ## Format, lint, types, layers, protos
 	$(BIN)/ruff format --check .

@@ -23,6 +23,7 @@ from headwater.embedder.v1 import service_pb2 as pb, service_pb2_grpc
 from services.embedder.app import build, default_model
 from services.embedder.decider import Decider
 from services.embedder.fusion import fused
+from services.embedder.in_process import InProcess
 from services.embedder.search import Candidates, Reader, Searcher
 from services.embedder.settings import Settings as EmbedderSettings
 from services.embedder.sqlite_chunks import SqliteChunks
@@ -119,7 +120,7 @@ def searcher_on(runtime: Runtime) -> tuple[Searcher, dict[int, str]]:
         "SELECT c.id, d.document_id FROM knowledge_chunks c JOIN knowledge_documents d ON d.id=c.document"
     )
     names = {chunk: document_id.removeprefix(f"{SOURCE}/") for chunk, document_id in rows}
-    return Searcher(platform.database, index, model, EmbedderSettings().vector_weight), names
+    return Searcher(platform.database, index, InProcess(model), EmbedderSettings().vector_weight), names
 
 
 async def index_corpus(runtime: Runtime, stub: Any, judged: Judged) -> float:
@@ -158,7 +159,10 @@ async def measure(folder: Path) -> dict[str, Any]:
             searcher, names = searcher_on(runtime)
             reader = Reader("default", frozenset())
             groups = searcher.groups(reader)
-            found = {text: searcher.candidates(text, groups, CANDIDATES) for _, text in judged.queries}
+            found = {
+                text: searcher.candidates(text, await searcher.vector(text), groups, CANDIDATES)
+                for _, text in judged.queries
+            }
             searcher.close()
 
     def ranked(scores: Callable[[Candidates], Scores]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from services.kernel.runner import Build, Runtime, running
 from services.kernel.settings import Settings
+from services.kernel.sqlite import holder, owner_of
 
 SERVER_FILE = "server.json"
 
@@ -59,10 +60,10 @@ def running_address(data: Path) -> str | None:
     """Return where the process that serves a data folder answers gRPC; None when no process does."""
     try:
         note = json.loads((data / SERVER_FILE).read_text())
-        os.kill(note["pid"], 0)
+        # A process that was killed has left its note behind, and another may have its number by now.
+        return str(note["grpc"]) if holder(data) == owner_of(note["pid"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return str(note["grpc"])
 
 
 def ephemeral(settings: Settings) -> Settings:

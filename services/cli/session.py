@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,7 @@ def command(group: click.Group, name: str, **attributes: Any) -> Callable[[Comma
         def run(as_json: bool, address: str | None, data: Path | None, config: Path | None, **arguments: Any) -> None:
             from services.kernel import telemetry
 
-            settings = load(config)
-            settings = replace(settings, data=data) if data is not None else settings
+            settings = load(config, options={"data": data})
             # Beside an answer, only what is wrong is worth a line.
             telemetry.configure_logging("WARNING", as_json=settings.log_json)
             # Into a file or a pipe, lines are not cut to the 80 columns of a terminal that is not there.

@@ -4,7 +4,6 @@ import asyncio
 import shutil
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +36,13 @@ def add_to(group: click.Group) -> None:
         from services.kernel import telemetry
         from services.kernel.settings import load
 
-        settings = load(config)
-        chosen: dict[str, Any] = {
+        options = {
             "data": data,
             "grpc_address": grpc_address,
             "http_address": http_address,
             "log_json": log_json or None,
         }
-        settings = replace(settings, **{name: value for name, value in chosen.items() if value is not None})
+        settings = load(config, options=options)
         telemetry.configure_logging(settings.log_level, as_json=settings.log_json)
         asyncio.run(_serve(settings))
 

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 from collections.abc import Collection
+from typing import assert_never
 
 import structlog
 
@@ -12,12 +13,13 @@ from services.embedder import sqlite_erasure
 from services.embedder.chunking import Limits
 from services.embedder.decider import Decider
 from services.embedder.grpc_api import EmbedderApi
-from services.embedder.indexer import THREADS, Indexer
+from services.embedder.in_process import InProcess
+from services.embedder.indexer import Indexer
 from services.embedder.knowledge import Knowledge
 from services.embedder.model import MiniLm
 from services.embedder.ports import Embedder
 from services.embedder.search import Searcher
-from services.embedder.settings import Settings
+from services.embedder.settings import ModelSettings, Provider, Settings
 from services.embedder.sqlite_chunks import SqliteChunks
 from services.embedder.sqlite_documents import SqliteDocuments
 from services.embedder.sqlite_jobs import GROUP, SqliteJobs
@@ -37,23 +39,43 @@ def default_model() -> MiniLm:
     return MiniLm()
 
 
+def embedder_of(settings: ModelSettings) -> Embedder:
+    """Return the model that the settings name; nothing is loaded, and no connection made, before it is used."""
+    provider = Provider(settings.provider)
+    match provider:
+        case Provider.ONNX:
+            return InProcess(default_model())
+        case Provider.OPENAI:
+            from services.embedder.openai_provider import OpenAiEmbedder
+
+            return OpenAiEmbedder(settings, tokenizer=default_model())
+        case Provider.SENTENCE_TRANSFORMERS:
+            from services.embedder.sentence_transformers_provider import SentenceTransformersModel
+
+            return InProcess(SentenceTransformersModel(settings))
+        case _:
+            assert_never(provider)
+
+
 def build(platform: Platform, embedder: Embedder | None = None, policy: RetryPolicy | None = None) -> Service:
     """Return the service on an installation's log and database.
 
     Args:
         platform: what it runs on.
-        embedder: the embedding model; by default the one that comes with Headwater.
+        embedder: the embedding model; by default as the settings say.
         policy: how failures of the model are retried; by default as the settings say.
     """
     settings = Settings.from_config(platform.settings.table("embedder"))
-    model = embedder if embedder is not None else default_model()
-    return _App(platform, settings, model, policy or _policy(settings)).service()
+    model = embedder if embedder is not None else embedder_of(settings.model)
+    return _App(platform, settings, model, policy or _policy(settings, model)).service()
 
 
-def _policy(settings: Settings) -> RetryPolicy:
-    # One more document than threads: what comes in live then shares the threads with the backfill at once.
+def _policy(settings: Settings, model: Embedder) -> RetryPolicy:
     return RetryPolicy(
-        attempts_max=settings.attempts_max, slots=THREADS + 1, live_slots=1, bytes_max=settings.memory_bytes_max
+        attempts_max=settings.attempts_max,
+        slots=model.documents_at_once,
+        live_slots=model.live_documents,
+        bytes_max=settings.memory_bytes_max,
     )
 
 
@@ -99,7 +121,7 @@ class _App:
                     functools.partial(sqlite_erasure.decide, model_id=self._model.model_id),
                 ),
             ],
-            background=[self._runner.run, self._warm_up],
+            background=[self._runner.run, self._model.warm_up],
             stores=[
                 ReadModel(
                     name="knowledge",
@@ -118,16 +140,14 @@ class _App:
 
     async def _start(self) -> None:
         await asyncio.to_thread(self._chunks.load_index)
+        # Where only the model's answers tell their length, those of before count, too.
+        self._model.dimensions = self._model.dimensions or self._index.dimensions
+        await self._jobs.hand_over(self._model.model_id)
         if requeued := await self._chunks.requeue_without_vectors(self._clock()):
             log.info("embedder.model_changed", model=self._model.model_id, documents=requeued)
 
-    async def _warm_up(self) -> None:
-        """Load the model beside everything else, so that the first document and query do not wait for it."""
-        if isinstance(self._model, MiniLm):
-            await asyncio.to_thread(self._model.load)
-
     async def _stop(self) -> None:
-        self._indexer.close()
+        await self._model.close()
         self._searcher.close()
 
     async def _checks(self) -> Collection[operations_pb2.Check]:

@@ -6,7 +6,7 @@ found until the newer one is whole, but never by a reader whom either version ex
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -145,8 +145,11 @@ class Decider:
         if state.is_stale(key, entity, change.position, occurred_ms):
             return self._fill(state, record, key, values, change.position)
         known_at: dict[str, str] = {}
-        if change.unavailable:
-            values, known_at = _kept(state.documents.get(key), template, values, change.unavailable)
+        left_out: Iterable[str] = change.unavailable
+        if change.partial:
+            left_out = {*left_out, *template.columns} - row.keys()
+        if left_out:
+            values, known_at = _kept(state.documents.get(key), template, values, left_out)
         accepted = Document(
             key, change.source, change.entity, record.partition, position=change.position, occurred_ms=occurred_ms
         )
@@ -266,7 +269,7 @@ class Decider:
 
 
 def _kept(
-    stored: Document | None, template: RowTemplate, values: dict[str, Any], unavailable: Any
+    stored: Document | None, template: RowTemplate, values: dict[str, Any], unavailable: Iterable[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Complete a row with the stored values of columns that its change left out, and tell from when these are."""
     columns = [column for column in unavailable if column in template.columns]

@@ -1,27 +1,24 @@
 """The work of one job: load, chunk, embed what was never embedded, write, mark done; in that order."""
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import PurePosixPath
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, TypeVar
 
 from headwater.ingest.v1 import events_pb2
 from services.embedder.chunking import Chunk, Limits, chunks_of
+from services.embedder.in_process import THREADS
 from services.embedder.loaders import SUFFIXES, load
 from services.embedder.ports import Embedder
 from services.embedder.sqlite_chunks import Cut, SqliteChunks, VectorsMissingError
-from services.embedder.sqlite_jobs import Assignment, SqliteJobs
-from services.kernel.jobs import Job, PermanentError, TransientError
+from services.embedder.sqlite_jobs import Assignment, SqliteJobs, row_id
+from services.kernel.jobs import Job, Lane, PermanentError, TransientError
 from services.kernel.log import Log
 
-P = ParamSpec("P")
 T = TypeVar("T")
-THREADS = min(4, os.cpu_count() or 1)
-SLICE = 16  # texts whose vectors become lasting together, and so the most that a crash takes away
 LOAD_TIMEOUT_S = 120.0
 _TRIES = 3
 
@@ -34,7 +31,7 @@ class _Embedding(NamedTuple):
 
 
 class Indexer:
-    """Makes documents searchable; several at a time, each in the threads that all share."""
+    """Makes documents searchable, several at a time."""
 
     def __init__(
         self, log: Log, jobs: SqliteJobs, chunks: SqliteChunks, embedder: Embedder, *, limits: Limits, bytes_max: int
@@ -51,11 +48,8 @@ class Indexer:
         """
         self._log, self._jobs, self._chunks, self._embedder = log, jobs, chunks, embedder
         self._limits, self._bytes_max = limits, bytes_max
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="embed")
-
-    def close(self) -> None:
-        """Let the threads end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        # Many documents may wait for a distant model at once, but reading them is work for this process's processors.
+        self._reading = {lane: asyncio.Semaphore(THREADS) for lane in Lane}
 
     async def work(self, jobs: Sequence[Job]) -> None:
         """Do jobs; raises an EnrichmentError by the kind of what failed."""
@@ -68,10 +62,10 @@ class Indexer:
         if assignment.version == assignment.indexed:  # only its vectors are missing: another model has come
             cut = self._chunks.stored(assignment.document)
         else:
-            cut = await self._cut(assignment, await self._content(job, assignment))
+            cut = await self._cut(job, assignment, await self._content(job, assignment))
         embedded = 0
         for _ in range(_TRIES):
-            embedding = await self._embed(assignment.document, cut.chunks)
+            embedding = await self._embed(job, cut.chunks)
             if embedding is None:
                 return  # the document has gone
             embedded += embedding.made
@@ -96,11 +90,11 @@ class Indexer:
             raise PermanentError(f"{assignment.key.document_id}: its content is not in the log any more: put it again")
         return events_pb2.DocumentChange.FromString(records[0].value).content
 
-    async def _cut(self, assignment: Assignment, content: bytes) -> Cut:
+    async def _cut(self, job: Job, assignment: Assignment, content: bytes) -> Cut:
         if assignment.content is not None:  # a row's text, which is short and was made here
-            return await self._in_thread(self._cut_now, assignment, content)
+            return await asyncio.to_thread(self._cut_now, assignment, content)
         try:
-            async with asyncio.timeout(LOAD_TIMEOUT_S):
+            async with self._reading[job.lane], asyncio.timeout(LOAD_TIMEOUT_S):
                 return await in_own_thread(partial(self._cut_now, assignment, content))
         except TimeoutError:
             raise PermanentError(
@@ -113,11 +107,12 @@ class Indexer:
         title = loaded.title or title_of(assignment.name)
         return Cut(title, loaded.text, chunks_of(loaded, title, self._embedder.token_starts, self._limits))
 
-    async def _embed(self, document: int, chunks: Sequence[Chunk]) -> _Embedding | None:
+    async def _embed(self, job: Job, chunks: Sequence[Chunk]) -> _Embedding | None:
         """Embed what was never embedded, and store all but the last slice as they come; None when nobody wants them."""
+        embedder, document = self._embedder, row_id(job)
         texts = {chunk.hash: chunk.embedded for chunk in chunks}
         made, vectors = 0, dict[bytes, bytes]()
-        for names in _slices(list(texts), SLICE):
+        for names in _slices(list(texts), embedder.texts_at_once):
             known = self._chunks.known(names)
             new = [name for name in names if name not in known]
             if not new:
@@ -125,13 +120,10 @@ class Indexer:
                 continue
             if vectors and not await self._chunks.keep(document, vectors):
                 return None
-            done = await asyncio.gather(*(self._in_thread(self._embedder.embed, texts[name]) for name in new))
+            done = await embedder.embed([texts[name] for name in new], job.lane, alone=job.attempts > 0)
             vectors = {name: vector.tobytes() for name, vector in zip(new, done, strict=True)}
             made += len(new)
         return _Embedding(vectors, made)
-
-    async def _in_thread(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *arguments, **named))
 
 
 def _slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from services.kernel.errors import InvalidInputError
+from services.kernel.settings import Section
 
 Row = Mapping[str, Any]
 Part = tuple[str, str | None]
@@ -76,28 +76,23 @@ class RowTemplate:
 NOBODY = "\x01nobody"
 """A label that no reader can hold."""
 
+SETTINGS = ("source", "entity", "title", "text", "live", "metadata", "access")
+"""The names of the settings of a table."""
 
-def parse(table: Mapping[str, Any], where: str) -> RowTemplate:
-    """Read a table of the settings.
 
-    Raises:
-        InvalidInputError: a key is missing, unknown or wrong; the message names it.
-    """
-    known = ("source", "entity", "title", "text", "live", "metadata", "access")
-    if unknown := sorted(set(table) - set(known)):
-        raise InvalidInputError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
-    texts = {}
-    for name in ("source", "entity", "title", "text"):
-        value = table.get(name, "" if name == "title" else None)
-        if not isinstance(value, str) or (not value and name != "title"):
-            raise InvalidInputError(f"{where}: {name} must be a text, not {value!r}")
-        texts[name] = value
-    columns = {name: _columns(table.get(name, []), f"{where}: {name}") for name in ("live", "metadata", "access")}
+def parse(read: Section) -> RowTemplate:
+    """Read one of [[embedder.tables]]; raises InvalidInputError that names the setting which is wrong."""
     template = RowTemplate(
-        texts["source"], texts["entity"], _parts(texts["title"], where), _parts(texts["text"], where), **columns
+        source=read.text("source", required=True),
+        entity=read.text("entity", required=True),
+        title=_parts(read, "title", read.text("title")),
+        text=_parts(read, "text", read.text("text", required=True)),
+        live=read.texts("live"),
+        metadata=read.texts("metadata"),
+        access=read.texts("access"),
     )
     if not any(column for _, column in template.text):
-        raise InvalidInputError(f'{where}: text names no column: write them as in "{{name}} in {{city}}"')
+        raise read.refusal("text", 'names no column: write them as in "{name} in {city}"')
     return template
 
 
@@ -124,18 +119,12 @@ def _rendered(parts: Sequence[Part], row: Row) -> str:
     ).strip()
 
 
-def _columns(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-        raise InvalidInputError(f"{where} must be a list of column names, not {value!r}")
-    return tuple(value)
-
-
-def _parts(template: str, where: str) -> tuple[Part, ...]:
+def _parts(read: Section, name: str, template: str) -> tuple[Part, ...]:
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise InvalidInputError(f"{where}: {template!r} ({error}): write a brace itself as {{{{ or }}}}") from error
+        raise read.refusal(name, f"is {template!r} ({error}): write a brace itself as {{{{ or }}}}") from error
     for _, column, form, conversion in parsed:
         if column == "" or form or conversion:
-            raise InvalidInputError(f"{where}: {template!r}: between braces goes the name of a column and nothing else")
+            raise read.refusal(name, f"is {template!r}: between braces goes the name of a column and nothing else")
     return tuple((words, column) for words, column, _, _ in parsed)

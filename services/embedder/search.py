@@ -64,7 +64,7 @@ class Candidates(NamedTuple):
 
 
 class Searcher:
-    """Searches in a thread of its own, so that neither embedding nor a large index holds up anything else."""
+    """Searches in a thread of its own, so that a large index holds up nothing else."""
 
     def __init__(self, database: Database, index: VectorIndex, embedder: Embedder, weight: float) -> None:
         """Wire the searcher.
@@ -82,6 +82,7 @@ class Searcher:
         )
         self._connection.execute("PRAGMA query_only=ON")
         self._vectors: OrderedDict[str, Vector] = OrderedDict()
+        self._is_partial = True
 
     def close(self) -> None:
         """Let the thread end."""
@@ -90,11 +91,32 @@ class Searcher:
 
     def forget(self) -> None:
         """Forget past queries, which may name an erased person."""
-        self._thread.submit(self._vectors.clear)
+        self._vectors = OrderedDict()  # a query that is just being embedded remembers it in the old one
 
     async def search(self, query: str, reader: Reader, top_k: int) -> Found:
         """Return the best chunks for a query; what fails is done without, and named."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._search, query, reader, top_k)
+        missing, vector = list[str](), None
+        try:
+            vector = await self.vector(query)
+        except HeadwaterError as error:
+            missing.append(f"search by meaning: {error}")
+        except Exception as error:  # whatever the model's runtime raises: words still find something
+            log.exception("search.vectors_failed")
+            missing.append(f"search by meaning: {type(error).__name__}: {error}")
+        call = (query, vector, reader, top_k)
+        found = await asyncio.get_running_loop().run_in_executor(self._thread, self._search, *call)
+        return found._replace(missing=[*missing, *found.missing])
+
+    async def vector(self, query: str) -> Vector:
+        """Return the vector of a query, embedded now or remembered; raises what the model raises."""
+        vectors = self._vectors
+        vector = vectors.get(query)
+        if vector is None:
+            vector = vectors[query] = await self._embedder.embed_query(query)
+            if len(vectors) > REMEMBERED:
+                vectors.popitem(last=False)
+        vectors.move_to_end(query)
+        return vector
 
     async def rows(self, document_ids: Collection[str], reader: Reader) -> list[pb.Hit]:
         """Return the first chunk of each of some documents that the reader may see, by document."""
@@ -110,17 +132,24 @@ class Searcher:
         rows = self._rows([chunk for (chunk,) in chunks], groups).values()
         return [_hit(row, Scored(row["id"], 0.0, 0.0, 0.0)) for row in sorted(rows, key=lambda row: row["document_id"])]
 
-    def _search(self, query: str, reader: Reader, top_k: int) -> Found:
+    def _search(self, query: str, vector: Vector | None, reader: Reader, top_k: int) -> Found:
         groups = self.groups(reader)
         if not groups:
             return Found([], [])
         count = max(CANDIDATES_MIN, CANDIDATES_PER_HIT * top_k)
-        found = self.candidates(query, groups, count)
+        found = self.candidates(query, vector, groups, count)
         ranked = fused(found.cosines, found.bm25, found.words, weight=self._weight, chunks=len(self._index))
         return Found(self._hits(ranked[:count], groups, top_k), found.missing)
 
-    def candidates(self, query: str, groups: Collection[int], count: int) -> Candidates:
-        """Return the best chunks of some groups of documents by each of the two ways, `count` of each."""
+    def candidates(self, query: str, vector: Vector | None, groups: Collection[int], count: int) -> Candidates:
+        """Return the best chunks of some groups of documents by each of the two ways, `count` of each.
+
+        Args:
+            query: what is looked for.
+            vector: its vector; without one, chunks are found by words alone.
+            groups: only chunks of these are looked at.
+            count: at most so many.
+        """
         words, missing = word_query(query), list[str]()
         cosines: dict[int, float] = {}
         bm25: dict[int, float] = {}
@@ -129,16 +158,22 @@ class Searcher:
         except sqlite3.Error as error:
             log.warning("search.words_failed", error=str(error))
             missing.append(f"search by words: {error}")
-        try:
-            vector = self._vector(query)
+        if vector is not None:
             cosines = dict(self._index.search(vector, groups, count))
             cosines |= self._index.cosines(vector, [chunk for chunk in bm25 if chunk not in cosines])
-        except HeadwaterError as error:
-            missing.append(f"search by meaning: {error}")
-        except Exception as error:  # whatever the model's runtime raises: words still find something
-            log.exception("search.vectors_failed")
-            missing.append(f"search by meaning: {type(error).__name__}: {error}")
+            if self._has_vectors_of_another_model():
+                missing.append(
+                    "search by meaning: the embedding model has changed, and what it has not embedded yet is found by "
+                    "words alone"
+                )
         return Candidates(cosines, bm25, words, missing)
+
+    def _has_vectors_of_another_model(self) -> bool:
+        """Whether there are chunks that the model has not embedded yet; new ones have their vector from the start."""
+        if self._is_partial:
+            (chunks,) = self._connection.execute("SELECT count(*) FROM knowledge_chunks").fetchone()
+            self._is_partial = chunks > len(self._index)
+        return self._is_partial
 
     def groups(self, reader: Reader) -> list[int]:
         """Return the groups of documents that a reader may see: the one filter, for words and vectors alike."""
@@ -150,15 +185,6 @@ class Searcher:
             for group, source, access in rows
             if (not reader.sources or source in reader.sources) and may_see(orjson.loads(access), reader.access)
         ]
-
-    def _vector(self, query: str) -> Vector:
-        vector = self._vectors.get(query)
-        if vector is None:
-            vector = self._vectors[query] = self._embedder.embed(query)
-            if len(self._vectors) > REMEMBERED:
-                self._vectors.popitem(last=False)
-        self._vectors.move_to_end(query)
-        return vector
 
     def _by_words(self, expression: str, groups: Collection[int], count: int) -> dict[int, float]:
         if not expression:

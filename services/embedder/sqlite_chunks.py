@@ -156,7 +156,8 @@ class SqliteChunks:
         unit.execute("DELETE FROM knowledge_progress WHERE document=?", (document,))
         self._documents.forget_vectors({hash_ for hash_, _ in gone} | {hash_ for (hash_,) in progress})
         removed, unchanged = [row_id for _, row_id in gone], {row[-1] for row in kept}
-        fresh = [entry for entry in entries if entry.chunk not in unchanged]
+        # An unchanged chunk is new to the index when another model has embedded it anew.
+        fresh = [entry for entry in entries if entry.chunk not in unchanged or entry.chunk not in self._index]
 
         def publish() -> None:
             self._index.remove(removed)

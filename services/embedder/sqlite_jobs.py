@@ -153,6 +153,17 @@ class SqliteJobs:
                 self._write(unit, replace(retried(job, now), error=""))
         return len(jobs)
 
+    async def hand_over(self, provider: str) -> None:
+        """Give the jobs of another provider, which is not used any more, to this one; no failure there counts here."""
+        now = self._clock()
+        async with self._database.transaction() as unit:
+            unit.execute(
+                """UPDATE knowledge_jobs SET provider=?, state='pending', attempts=0, due_at=?
+                   WHERE state<>'parked' AND provider<>?""",
+                (provider, now, provider),
+            )
+            unit.execute("UPDATE knowledge_jobs SET provider=? WHERE provider<>?", (provider, provider))
+
     def open_count(self) -> int:
         """Return how many documents cannot be found yet, or were given up."""
         return int(self._one("SELECT count(*) FROM knowledge_jobs") or 0)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from services.embedder.ports import Vector
 
 _CAPACITY_MIN = 256
+_FLOAT_BYTES = 4
 # Below this share of rows that pass the filter it is cheaper to gather them than to compute all.
 _GATHER_SHARE = 0.25
 
@@ -25,9 +26,13 @@ class Entry(NamedTuple):
 
 
 class VectorIndex:
-    """Finds the nearest vectors among those of given groups. May be used from several threads."""
+    """Finds the nearest vectors among those of given groups. May be used from several threads.
 
-    def __init__(self, dimensions: int) -> None:
+    Attributes:
+        dimensions: the length of the vectors; 0 until the first one tells.
+    """
+
+    def __init__(self, dimensions: int = 0) -> None:
         self.dimensions = dimensions
         self._lock = threading.Lock()
         self._size = 0
@@ -40,6 +45,9 @@ class VectorIndex:
     def __len__(self) -> int:
         return self._size
 
+    def __contains__(self, chunk: int) -> bool:
+        return chunk in self._row_of
+
     def put(self, entries: Iterable[Entry]) -> None:
         """Add chunks, or replace those that are there."""
         import numpy as np
@@ -48,6 +56,7 @@ class VectorIndex:
             for chunk, group, vector in entries:
                 row = self._row_of.get(chunk)
                 if row is None:
+                    self.dimensions = self.dimensions or len(vector) // _FLOAT_BYTES
                     row = self._new_row(chunk)
                 else:
                     self._leave(self._groups[row])

@@ -1,13 +1,13 @@
 """The settings of the feedback service: the table [feedback] of the configuration."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from services.feedback.kpis import DIMENSIONS, KPIS, MEASURES, Kpi, measures_with_spread, per_mille
-from services.kernel.errors import InvalidInputError
+from services.kernel.settings import Section
 from services.kernel.windows import EventTime, WindowSpec, parse
 
 CLASSIFIERS = ("vader", "off")
@@ -58,85 +58,52 @@ class Settings:
 
     @classmethod
     def from_config(cls, table: Mapping[str, Any]) -> "Settings":
-        """Read the table [feedback].
-
-        Raises:
-            InvalidInputError: a setting is wrong or unknown; the message names it.
-        """
+        """Read the table [feedback]; raises InvalidInputError that names the setting which is wrong."""
         defaults = cls()
-        known = [*cls.__dataclass_fields__]
-        if unknown := sorted(set(table) - set(known)):
-            raise InvalidInputError(f"feedback: unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
-        classifier = table.get("classifier", defaults.classifier)
-        if classifier not in CLASSIFIERS:
-            raise InvalidInputError(f"feedback.classifier must be one of {', '.join(CLASSIFIERS)}, not {classifier!r}")
-        learn = table.get("learn", defaults.learn)
-        if not isinstance(learn, bool):
-            raise InvalidInputError(f"feedback.learn must be true or false, not {learn!r}")
-        root = table.get("export_root", "")
-        if not isinstance(root, str):
-            raise InvalidInputError(f"feedback.export_root must be a folder's name, not {root!r}")
+        read = Section("feedback", table, defaults)
+        root = read.text("export_root") if "export_root" in table else ""
         return cls(
-            windows=_windows(table["windows"]) if "windows" in table else defaults.windows,
-            dimensions=_dimensions(table["dimensions"]) if "dimensions" in table else defaults.dimensions,
-            kpis=(*KPIS, *map(_kpi, _list("kpis", table.get("kpis", ())))),
-            out_of_order_s=_seconds("out_of_order_s", table, defaults.out_of_order_s),
-            idle_after_s=_seconds("idle_after_s", table, defaults.idle_after_s),
-            allowed_lateness_s=_seconds("allowed_lateness_s", table, defaults.allowed_lateness_s),
-            classifier=classifier,
-            learn=learn,
-            export_root=Path(root).resolve() if root else None,
+            windows=_windows(read) if "windows" in table else defaults.windows,
+            dimensions=_dimensions(read) if "dimensions" in table else defaults.dimensions,
+            kpis=(*KPIS, *map(_kpi, read.sections("kpis", names=Kpi._fields))),
+            out_of_order_s=read.number("out_of_order_s"),
+            idle_after_s=read.number("idle_after_s"),
+            allowed_lateness_s=read.number("allowed_lateness_s", 0, math.inf),
+            classifier=read.choice("classifier", CLASSIFIERS),
+            learn=read.flag("learn"),
+            export_root=Path(root).expanduser().resolve() if root else None,
         )
 
 
-def _list(name: str, value: Any) -> Sequence[Any]:
-    if not isinstance(value, list | tuple):
-        raise InvalidInputError(f"feedback.{name} must be a list, not {value!r}")
-    return value
-
-
-def _texts(name: str, value: Any) -> tuple[str, ...]:
-    texts = tuple(_list(name, value))
-    if not all(isinstance(text, str) for text in texts):
-        raise InvalidInputError(f"feedback.{name} must be a list of texts, not {value!r}")
-    return texts
-
-
-def _windows(value: Any) -> tuple[WindowSpec, ...]:
+def _windows(read: Section) -> tuple[WindowSpec, ...]:
     try:
-        return tuple(dict.fromkeys(map(parse, _texts("windows", value))))
+        return tuple(dict.fromkeys(map(parse, read.texts("windows"))))
     except ValueError as error:
-        raise InvalidInputError(f"feedback.windows: {error}") from None
+        raise read.refusal("windows", f"is wrong: {error}") from None
 
 
-def _dimensions(value: Any) -> tuple[tuple[str, ...], ...]:
-    sets = dict.fromkeys(tuple(sorted(_texts("dimensions", names))) for names in _list("dimensions", value))
+def _dimensions(read: Section) -> tuple[tuple[str, ...], ...]:
+    value = read.values["dimensions"]
+    if not isinstance(value, list) or not all(_are_texts(names) for names in value):
+        raise read.refusal("dimensions", f"must be a list of lists of texts, not {value!r}")
+    sets = dict.fromkeys(tuple(sorted(names)) for names in value)
     for name in (name for names in sets for name in names):
         if name not in DIMENSIONS:
-            raise InvalidInputError(f"feedback.dimensions: there is no {name!r}; there are {', '.join(DIMENSIONS)}")
+            raise read.refusal("dimensions", f"holds {name!r}; there are {', '.join(DIMENSIONS)}")
     return tuple(sets)
 
 
-def _kpi(value: Any) -> Kpi:
-    where = f"feedback.kpis: {value!r}"
-    if not isinstance(value, Mapping) or set(value) != {"name", "measure", "statistic"}:
-        raise InvalidInputError(f"{where} must have a name, a measure and a statistic")
-    kpi = Kpi(*(str(value[field]) for field in Kpi._fields))
-    if kpi.measure not in MEASURES:
-        raise InvalidInputError(f"{where}: there is no measure {kpi.measure!r}; there are {', '.join(MEASURES)}")
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _kpi(read: Section) -> Kpi:
+    kpi = Kpi(*(read.text(name, required=True) for name in Kpi._fields))
     if kpi.name in {builtin.name for builtin in KPIS}:
-        raise InvalidInputError(f"{where}: {kpi.name} is built in: choose another name")
+        raise read.refusal("name", f"is {kpi.name!r}, which is built in: choose another")
+    read.choice("measure", MEASURES)
     try:
         per_mille(kpi.statistic)
     except ValueError as error:
-        raise InvalidInputError(f"{where}: {error}") from None
+        raise read.refusal("statistic", f"is wrong: {error}") from None
     return kpi
-
-
-def _seconds(name: str, table: Mapping[str, Any], default: float) -> float:
-    value = table.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
-        raise InvalidInputError(f"feedback.{name} must be a number of seconds, at least 0, not {value!r}")
-    if math.isinf(value) and name != "allowed_lateness_s":
-        raise InvalidInputError(f"feedback.{name} must be finite")
-    return float(value)

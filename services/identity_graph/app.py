@@ -11,8 +11,9 @@ from services.identity_graph.ports import IdentityStores
 from services.identity_graph.renewal import Renewal
 from services.identity_graph.settings import Settings
 from services.identity_graph.sqlite_erasures import SqliteErasures
+from services.identity_graph.sqlite_lifecycle import SqliteLifecycle, hash_of
 from services.identity_graph.sqlite_queries import SqliteQueries
-from services.identity_graph.sqlite_store import SqliteGraph, hash_of
+from services.identity_graph.sqlite_store import SqliteGraph
 from services.kernel import topics
 from services.kernel.freshness import FreshnessTable
 from services.kernel.log import Record
@@ -37,18 +38,19 @@ def build(platform: Platform) -> Service:
     kinds, database, log = Kinds(settings), platform.database, platform.log
     graph, erasures, freshness = SqliteGraph(database), SqliteErasures(database), FreshnessTable(database, NAME)
     subjects = erasure.SubjectStore(graph, erasures, kinds, lambda: log.partitions(topics.CHANGES), platform.clock)
-    renewal = Renewal(graph, database, log, settings)
+    lifecycle = SqliteLifecycle(database)
+    renewal = Renewal(lifecycle, database, log, settings)
     api = IdentityGraphApi(
         IdentityStores(SqliteQueries(database, kinds), erasures, freshness), log, settings, platform.clock
     )
 
     async def reset() -> None:
-        await graph.reset()
+        await lifecycle.reset()
         await erasures.reset()
         freshness.reset()
 
     async def seed(records: Sequence[Record]) -> None:
-        await graph.seed(((record.key or b"").decode(), *_seed(record)) for record in records)
+        await lifecycle.seed(((record.key or b"").decode(), *_seed(record)) for record in records)
 
     return Service(
         name=NAME,

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from headwater.common.v1 import common_pb2
 from headwater.identity_graph.v1 import events_pb2
 from services.identity_graph.clustering import Outcome
-from services.identity_graph.model import Key, Link, Node, Standing, WorkingSet, birth_id, split_key, split_link
+from services.identity_graph.model import Key, Link, Standing, birth_id, split_key, split_link
+from services.identity_graph.working_set import Node, WorkingSet
 from services.kernel import topics
 from services.kernel.log import Message
 

@@ -36,6 +36,8 @@ class Delta(NamedTuple):
         entries: the identifiers that the row holds, for HOLD.
         text: the text of the content that they make.
         unavailable: columns of identifiers whose value was left out because it did not change.
+        told: of a partial change, the columns that it tells; None for one that tells the whole row.
+        always_person: whether each row of the entity is a person's, whatever its columns.
         position: the source's own position.
         source_position: the same as the source writes it.
         occurred_ms: when it happened, milliseconds since the epoch.
@@ -55,6 +57,8 @@ class Delta(NamedTuple):
     occurred_ms: int
     partition: int
     offset: int
+    told: frozenset[str] | None = None
+    always_person: bool = False
 
 
 _REMOVALS = {events_pb2.OPERATION_DELETE}
@@ -75,6 +79,7 @@ def read_change(record: Record, extractor: Extractor) -> Delta:
     operation = change.operation
     entries: tuple[Entry, ...] = ()
     unavailable: tuple[str, ...] = ()
+    told: frozenset[str] | None = None
     if operation in _HOLDS or operation in _REMOVALS:
         if not change.record:
             raise InvalidInputError(
@@ -84,8 +89,13 @@ def read_change(record: Record, extractor: Extractor) -> Delta:
             effect = Effect.NONE
         elif operation in _REMOVALS:
             effect = Effect.REMOVE
+        elif change.partial:
+            row = _object(change.after_json)
+            _, entries = extractor.read(source, entity, _object(change.key_json), row)
+            effect, told = Effect.HOLD, frozenset(row).difference(change.unavailable)
         else:
-            effect, entries, unavailable = _hold(change, extractor)
+            person, entries, unavailable = _whole(change, extractor)
+            effect = Effect.HOLD if person else Effect.REMOVE
     elif operation == events_pb2.OPERATION_TRUNCATE:
         effect = Effect.NONE if extractor.ignores(source, entity) else Effect.TRUNCATE
     elif operation == events_pb2.OPERATION_HEARTBEAT:
@@ -95,25 +105,23 @@ def read_change(record: Record, extractor: Extractor) -> Delta:
     return Delta(
         effect, tenant, source, entity, key_text(tenant, change.record) if change.record else "", entries,
         text_of(entries), unavailable,
-        change.position, change.source_position, record.timestamp_ms, record.partition, record.offset,
+        change.position, change.source_position, record.timestamp_ms, record.partition, record.offset, told,
+        told is not None and extractor.always_persons(source, entity),
     )  # fmt: skip
 
 
-def _hold(change: events_pb2.Change, extractor: Extractor) -> tuple[Effect, tuple[Entry, ...], tuple[str, ...]]:
-    key = _object(change.key_json)
-    row = _object(change.after_json)
+def _whole(change: events_pb2.Change, extractor: Extractor) -> tuple[bool, tuple[Entry, ...], tuple[str, ...]]:
+    """Return whether a row is a person's, its identifiers, and the columns of such that were left out."""
+    key, row = _object(change.key_json), _object(change.after_json)
     if not row:
         raise InvalidInputError(f"a change of {change.record} has no row: only a delete may come without")
-    unavailable = tuple(change.unavailable)
-    if unavailable:
-        row = {**dict.fromkeys(unavailable), **row}
-    entries = extractor.entries(change.source, change.entity, key, row)
-    if entries is None:
-        return Effect.REMOVE, (), ()
-    if unavailable:
-        known = extractor.columns(change.source, change.entity, key, row)
-        unavailable = tuple(column for column in unavailable if column in known)
-    return Effect.HOLD, entries, unavailable
+    if not change.unavailable:
+        return *extractor.read(change.source, change.entity, key, row), ()
+    row = {**dict.fromkeys(change.unavailable), **row}
+    person, entries = extractor.read(change.source, change.entity, key, row)
+    known = extractor.columns(change.source, change.entity, key, row)
+    unavailable = tuple(column for column in change.unavailable if column in known)
+    return person, entries, unavailable
 
 
 def _object(text: str) -> Mapping[str, Any]:

@@ -9,19 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from services.identity_graph.matching import Resolution, is_doubtful, resolve
-from services.identity_graph.model import (
-    OVERGROWN,
-    Crowd,
-    Kinds,
-    Link,
-    Node,
-    Row,
-    Standing,
-    WorkingSet,
-    birth_id,
-    buried,
-    tenant_of,
-)
+from services.identity_graph.model import OVERGROWN, Crowd, Kinds, Link, Standing, birth_id, buried, tenant_of
+from services.identity_graph.working_set import Node, Row, WorkingSet
 
 Holders = Mapping[Link, Sequence[Node]]
 
@@ -177,7 +166,7 @@ def _components(state: WorkingSet, nodes: Iterable[Node], holders: Holders, mute
 
 
 def _is_overgrown(state: WorkingSet, nodes: Sequence[Node]) -> bool:
-    if len(nodes) > state.kinds.max_component:
+    if len(nodes) > state.kinds.component_records_max:
         return True
     if not state.outside and not state.still_overgrown:
         return False
@@ -199,8 +188,12 @@ def _gather(gathered: dict[int, list[Node]], held: Sequence[Node]) -> None:
 
 def _resolved(nodes: list[Node], muted: frozenset[Link], kinds: Kinds) -> Component:
     """Set the standing of the nodes of one component."""
-    if len(nodes) <= kinds.max_cluster and not any(node.content.unique or node.content.doubtful for node in nodes):
-        links = sum(len(node.content.links) for node in nodes)
+    links, is_plain = 0, len(nodes) <= kinds.cluster_records_max
+    for node in nodes:
+        links += len(node.content.links)
+        if node.content.unique or node.content.doubtful:
+            is_plain = False
+    if is_plain:  # nothing can be refused: they are one person
         suspect = links > kinds.values_always_fine and is_doubtful([n.content for n in nodes], muted, kinds)
         _set_standing(nodes, suspect=suspect, muted=muted)
         return Component(nodes, None)
@@ -212,12 +205,14 @@ def _resolved(nodes: list[Node], muted: frozenset[Link], kinds: Kinds) -> Compon
 
 
 def _set_standing(nodes: Sequence[Node], *, suspect: bool, muted: frozenset[Link]) -> None:
-    profile = birth_id(min([node.first for node in nodes])[1])
-    standing = Standing(profile, suspect, ())
+    first = nodes[0].first
+    for node in nodes:
+        first = min(first, node.first)
+    standing = Standing(birth_id(first[1]), suspect, ())
     for node in nodes:
         node.standing = standing
         if muted and (own := tuple(link for link in node.content.links if link in muted)):
-            node.standing = Standing(profile, suspect, own)
+            node.standing = standing._replace(muted=own)
 
 
 def _set_components(state: WorkingSet, components: Iterable[Component]) -> None:

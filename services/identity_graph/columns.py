@@ -14,6 +14,9 @@ from services.identity_graph.settings import ColumnRule, EntityRule, Format, Set
 JUNK = "~"
 """Stands before the kind of an identifier that is junk: it is kept for explanations, and links nobody."""
 
+NOTHING = ("", "")
+"""Stands for kind and value where a column that can link holds nothing: the row is a person's all the same."""
+
 REMEMBERED_SHAPES = 10_000
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -63,11 +66,12 @@ Reader = Callable[[str], tuple[str, str] | None]
 
 
 class _Column(NamedTuple):
-    """How to read one column: its name, its path in the row, and what it holds."""
+    """How to read one column: its name, its path in the row, what it holds, and whether that can link."""
 
     name: str
     path: tuple[str, ...]
     read: Reader
+    links: bool
 
 
 class _Shape(NamedTuple):
@@ -96,42 +100,51 @@ class Extractor:
                 self._ignored[source, entity] = known
         return known
 
+    def always_persons(self, source: str, entity: str) -> bool:
+        """Tell whether the rows of an entity are each a person's, whatever their columns."""
+        rule = self._settings.entities.get((source, entity))
+        return rule is not None and rule.person is True
+
     def normalise(self, kind: str, value: str) -> tuple[str, str] | None:
         """Return kind and value in the one form of an identifier that somebody asks for; None when it is none."""
         if kind not in self._settings.kinds:
             return None
         return self._reader(ColumnRule(kind), self._settings.default_region)(value)
 
-    def entries(
+    def read(
         self, source: str, entity: str, key: Mapping[str, Any], row: Mapping[str, Any]
-    ) -> tuple[Entry, ...] | None:
-        """Return the identifiers of a row, in a canonical order; None when the row is not a person's at all.
+    ) -> tuple[bool, tuple[Entry, ...]]:
+        """Return whether a row is a person's, and its identifiers in a canonical order.
 
         Args:
             source: The source.
             entity: The kind of record.
             key: The primary key; its columns count as the row's.
-            row: The row.
+            row: The row, or some of its columns: then whether these alone make it a person's.
         """
         if not key.keys() <= row.keys():
             row = {**key, **row}
         shape = self._shape(source, entity, key, row)
-        if not shape.person:
-            return None
         found: list[Entry] = []
         in_order = True  # as the columns are, unless one of them has several values
-        for name, path, read in shape.columns:
+        for name, path, read, links in shape.columns:
             value: Any = row[path[0]] if len(path) == 1 else row[path[0]][path[1]]
+            known = None
             if value.__class__ is str:
-                if known := read(value):
-                    found.append((name, *known))
+                known = read(value)
             elif value.__class__ is int:
-                if known := read(str(value)):
-                    found.append((name, *known))
+                known = read(str(value))
             elif value is not None:
-                found.extend((name, *known) for item in _texts(value) if (known := read(item)))
                 in_order = False
-        return tuple(found) if in_order else merged(found)
+                several = [(name, *one) for item in _texts(value) if (one := read(item))]
+                found.extend(several)
+                if several:
+                    continue
+            if known:
+                found.append((name, *known))
+            elif links:
+                found.append((name, *NOTHING))
+        return shape.person, tuple(found) if in_order else merged(found)
 
     def columns(self, source: str, entity: str, key: Mapping[str, Any], row: Mapping[str, Any]) -> frozenset[str]:
         """Return the outer names of the columns of a row that hold identifiers."""
@@ -167,10 +180,14 @@ class Extractor:
             if configured is not None:
                 rules[path] = configured
         rules = {path: rule for path, rule in rules.items() if rule.kind}
+        linking = {kind for kind, rule in self._settings.kinds.items() if rule.strength is not Strength.WEAK}
         person = entity_rule.person
         if person is None:
-            person = any(self._settings.kinds[rule.kind].strength is not Strength.WEAK for rule in rules.values())
-        columns_read = [_Column(".".join(path), path, self._reader(rule, region)) for path, rule in rules.items()]
+            person = any(rule.kind in linking for rule in rules.values())
+        columns_read = [
+            _Column(".".join(path), path, self._reader(rule, region), rule.kind in linking)
+            for path, rule in rules.items()
+        ]
         return _Shape(person, tuple(sorted(columns_read, key=lambda column: column[:2])))
 
     def _reader(self, rule: ColumnRule, region: str) -> Reader:
@@ -275,6 +292,11 @@ def without(entries: Iterable[Entry], columns: Collection[str]) -> list[Entry]:
 def of_columns(entries: Iterable[Entry], columns: Collection[str]) -> list[Entry]:
     """Return the entries that are of some columns (or within them)."""
     return [entry for entry in entries if _is_of(entry, columns)]
+
+
+def outer_columns(entries: Iterable[Entry]) -> set[str]:
+    """Return the names of the columns that entries are of; of one within an object, the object's."""
+    return {entry[0].partition(".")[0] for entry in entries}
 
 
 def merged(*parts: Iterable[Entry]) -> tuple[Entry, ...]:

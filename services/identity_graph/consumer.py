@@ -10,9 +10,10 @@ from services.identity_graph.columns import Extractor
 from services.identity_graph.decider import apply
 from services.identity_graph.journal import decisions
 from services.identity_graph.loading import begin, work_out
-from services.identity_graph.model import Kinds, WorkingSet
+from services.identity_graph.model import Kinds
 from services.identity_graph.ports import GraphStore
 from services.identity_graph.reading import take_rows
+from services.identity_graph.working_set import WorkingSet
 from services.kernel import topics
 from services.kernel.freshness import FreshnessTable
 from services.kernel.log import Message, Progress, Record

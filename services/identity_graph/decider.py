@@ -8,10 +8,12 @@ sighting of a record counts whatever the order of arrival. What follows for pers
 from typing import assert_never
 
 from services.identity_graph.changes import Delta, Effect, scope_prefix
-from services.identity_graph.columns import merged, of_columns, without
-from services.identity_graph.model import Row, WorkingSet, birth_id, entries_of, text_of
+from services.identity_graph.columns import NOTHING, Entry, merged, of_columns, outer_columns, without
+from services.identity_graph.model import Kinds, birth_id, entries_of, text_of
+from services.identity_graph.working_set import Row, WorkingSet
 from services.kernel.positions import newer
 from services.kernel.processor import APPLIED, SUPERSEDED, Decision
+from services.kernel.records import OTHER_COLUMNS
 
 
 def apply(state: WorkingSet, delta: Delta) -> Decision:
@@ -44,12 +46,12 @@ def _apply_row(state: WorkingSet, delta: Delta) -> Decision:
         row.cause_ms = max(row.cause_ms, delta.occurred_ms)
     fence = state.truncated.get((delta.tenant, delta.source, delta.entity)) if state.truncated else None
     if (row.position and not newer(delta.position, row.position)) or (fence and not newer(delta.position, fence)):
-        return APPLIED if row.carried and _fill_in(row, delta) else SUPERSEDED
+        return APPLIED if row.carried and _fill_in(state.kinds, row, delta) else SUPERSEDED
     state.sightings.note(delta.tenant, delta.source, delta.occurred_ms, delta.source_position)
     if delta.effect is Effect.REMOVE:
-        row.text, row.carried = None, None
+        row.text, row.aside, row.carried = None, None, None
     else:
-        _hold(row, delta, fence if fence and newer(fence, row.position) else row.position)
+        _hold(state.kinds, row, delta, fence if fence and newer(fence, row.position) else row.position)
     row.touched, row.cause_ms = True, delta.occurred_ms
     row.partition, row.offset = delta.partition, delta.offset
     row.position = delta.position or row.position
@@ -63,30 +65,62 @@ def _was_erased(state: WorkingSet, delta: Delta) -> bool:
     return delta.offset < fence.offset or bool(fence.position and not newer(delta.position, fence.position))
 
 
-def _hold(row: Row, delta: Delta, known_from: str) -> None:
-    if not delta.unavailable:
-        row.carried, row.text = None, delta.text
+def _hold(kinds: Kinds, row: Row, delta: Delta, known_from: str) -> None:
+    if delta.told is None and not delta.unavailable:
+        row.carried, row.text, row.aside = None, delta.text, None
         return
     # Columns that the source left out keep what is stored; from which position that is known goes with it.
-    stored = of_columns(entries_of(row.text), delta.unavailable)
-    row.carried = {column: (row.carried or {}).get(column, known_from) for column in delta.unavailable}
-    row.text = text_of(merged(delta.entries, stored))
+    stored, before = entries_of(row.text or row.aside), row.carried or {}
+    if delta.told is None:
+        unnamed_from = before.get(OTHER_COLUMNS, known_from)
+        row.carried = {column: before.get(column, unnamed_from) for column in delta.unavailable}
+        kept = of_columns(stored, delta.unavailable)
+        row.text, row.aside = text_of(merged(without(delta.entries, outer_columns(kept)), kept)), None
+        return
+    kept = without(stored, delta.told)
+    row.carried = {
+        **dict.fromkeys(outer_columns(kept), known_from),
+        OTHER_COLUMNS: known_from,
+        **before,
+        **dict.fromkeys(delta.told, delta.position),
+    }
+    _set(kinds, row, delta, merged(delta.entries, kept))
 
 
-def _fill_in(row: Row, delta: Delta) -> bool:
+def _fill_in(kinds: Kinds, row: Row, delta: Delta) -> bool:
     """Take from an older change, which came late, what a newer one left out; tell whether there was anything."""
-    if row.text is None or row.carried is None:
+    if row.carried is None:
         return False
+    carried = row.carried
+    unnamed_from = carried.get(OTHER_COLUMNS)
+    if unnamed_from is not None and newer(delta.position, unnamed_from):
+        for column in (*outer_columns(delta.entries), *delta.unavailable, *(delta.told or ())):
+            carried.setdefault(column, unnamed_from)
     columns = [
         column
-        for column, known_from in row.carried.items()
-        if column not in delta.unavailable and newer(delta.position, known_from)
+        for column, known_from in carried.items()
+        if column not in delta.unavailable
+        and (delta.told is None or column in delta.told)
+        and newer(delta.position, known_from)
     ]
     if columns:
-        row.carried.update(dict.fromkeys(columns, delta.position))
-        row.text = text_of(merged(without(entries_of(row.text), columns), of_columns(delta.entries, columns)))
+        carried.update(dict.fromkeys(columns, delta.position))
+        stored, filled = entries_of(row.text or row.aside), of_columns(delta.entries, columns)
+        if OTHER_COLUMNS in carried:
+            _set(kinds, row, delta, merged(without(stored, columns), filled))
+        else:  # the newer change told of all columns that there are: what one of them held before is not known again
+            emptied = [column for column in columns if column not in outer_columns(filled)]
+            nothing = [(entry[0], *NOTHING) for entry in of_columns(stored, emptied) if kinds.make_a_person([entry])]
+            row.text = text_of(merged(without(stored, columns), filled, nothing))
         row.touched, row.cause_ms = True, delta.occurred_ms
     return bool(columns)
+
+
+def _set(kinds: Kinds, row: Row, delta: Delta, entries: tuple[Entry, ...]) -> None:
+    """Let a row of which only parts are known hold entries; while they make no person, they are kept aside."""
+    text = text_of(entries)
+    in_graph = delta.always_person or kinds.make_a_person(entries)
+    row.text, row.aside = (text, None) if in_graph else (None, text)
 
 
 def _truncate(state: WorkingSet, delta: Delta) -> Decision:
@@ -99,12 +133,12 @@ def _truncate(state: WorkingSet, delta: Delta) -> Decision:
     state.truncations[scope] = delta.partition
     prefix = scope_prefix(*scope)
     for row in state.rows.values():
-        if row.text is None or row.partition != delta.partition or not row.key.startswith(prefix):
+        if (row.text or row.aside) is None or row.partition != delta.partition or not row.key.startswith(prefix):
             continue
         if row.position and not newer(delta.position, row.position):  # it came late: this row was written after it
-            _fill_in(row, delta)
+            _fill_in(state.kinds, row, delta)
             continue
-        row.text, row.carried = None, None
+        row.text, row.aside, row.carried = None, None, None
         row.touched, row.cause_ms = True, delta.occurred_ms
         row.position = delta.position or row.position
     return APPLIED

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from headwater.common.v1 import events_pb2
 from services.identity_graph.assignments import ASSIGNED, assignments
 from services.identity_graph.loading import begin, work_out
-from services.identity_graph.model import Erased, Key, Kinds, WorkingSet, birth_id, key_text
+from services.identity_graph.model import Erased, Key, Kinds, birth_id, key_text
 from services.identity_graph.ports import ErasureStore, GraphStore
+from services.identity_graph.working_set import WorkingSet
 from services.kernel import topics
 from services.kernel.erasure import acknowledgement
 from services.kernel.errors import InvalidInputError
@@ -116,7 +117,7 @@ def take_out(state: WorkingSet, fences: Mapping[Key, Erased]) -> Collection[Key]
     for key, fence in fences.items():
         row = state.rows.get(key)
         if row is not None and row.offset < fence.offset:
-            row.text, row.carried, row.touched = None, None, True
+            row.text, row.aside, row.carried, row.touched = None, None, None, True
             gone.append(key)
     return gone
 

@@ -100,7 +100,7 @@ def notes(
         records, rows = crowds.get(link, (0, 0))
         told.append(
             f"both hold {_words(link)}, which is quarantined: {rows} records hold it, {records} of them different, and "
-            f"{kinds.max_records[split_link(link)[0]]} may"
+            f"{kinds.records_max[split_link(link)[0]]} may"
         )
     for kind, value in sorted(_junk(left.node.content) & _junk(right.node.content)):
         told.append(f"both hold {kind} {value}, which is known to say nothing about a person")

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from headwater.identity_graph.v1 import events_pb2
 from services.identity_graph.clustering import Component, Outcome
 from services.identity_graph.matching import Refusal, resolve
-from services.identity_graph.model import Key, Link, Node, WorkingSet, birth_id, split_key, split_link, tenant_of
+from services.identity_graph.model import OVERGROWN, Key, Link, birth_id, split_key, split_link, tenant_of
+from services.identity_graph.working_set import Node, WorkingSet
 from services.kernel import topics
 from services.kernel.log import Message, key_of
 
@@ -81,33 +82,32 @@ def _flows(state: WorkingSet, outcome: Outcome) -> list[Flow]:
             moved.append(Flow(old, new, (row.key,), before, now))
     concerned = {profile for flow in moved for profile in flow[:2]}
     for node in outcome.nodes:
-        if node.before.standing.profile != node.standing.profile:
+        if node.before.standing is not node.standing and node.before.standing.profile != node.standing.profile:
             concerned |= {node.before.standing.profile, node.standing.profile}
-    return [*moved, *(flow for node in outcome.nodes if node.before.rows for flow in _staying(node, concerned))]
+    for node in outcome.nodes:
+        if node.before.rows and node.rows > len(node.joined):
+            old, new = node.before.standing.profile, node.standing.profile
+            if old in concerned or new in concerned:
+                moved.extend(_staying(node, old, new))
+    return moved
 
 
-def _staying(node: Node, concerned: Collection[str | None]) -> Iterator[Flow]:
+def _staying(node: Node, old: str | None, new: str | None) -> list[Flow]:
     """Return what became of the rows that stayed in a node."""
-    old, new = node.before.standing.profile, node.standing.profile
-    if (old not in concerned and new not in concerned) or node.rows == len(node.joined):
-        return
     if old is not None and old == new:
-        yield Flow(old, new, (), node, node)
-        return
+        return [Flow(old, new, (), node, node)]
     stayed = sorted((node.members or {}).keys() - node.joined)
     if old is not None and new is not None:
-        yield Flow(old, new, stayed, node, node)
-    elif old is not None or new is not None:
-        for key in stayed:
-            yield Flow(old or birth_id(key), new or birth_id(key), (key,), node, node)
+        return [Flow(old, new, stayed, node, node)]
+    if old is None and new is None:
+        return []
+    return [Flow(old or birth_id(key), new or birth_id(key), (key,), node, node) for key in stayed]
 
 
 def _gains(outcome: Outcome, profile: str, flows: Sequence[Flow], out_of: dict[str, list[Flow]]) -> Iterator[Story]:
     """Rows that joined a profile, and profiles that became one with it."""
     sources = {flow.old for flow in flows if flow.old is not None}
-    merged = sorted(
-        old for old in sources if old != profile and all(flow.new in {None, profile} for flow in out_of[old])
-    )
+    merged = sorted(old for old in sources - {profile} if all(flow.new in {None, profile} for flow in out_of[old]))
     if len(sources) > 1 and merged:
         nodes = {flow.node for flow in flows if flow.node is not None}
         links = sorted(
@@ -118,8 +118,9 @@ def _gains(outcome: Outcome, profile: str, flows: Sequence[Flow], out_of: dict[s
         keys = [key for flow in flows if flow.old in merged for key in flow.keys]
         reason = f"their records share {_words(links)}"
         yield Story(events_pb2.DECISION_KIND_MERGED, profile, merged, keys, links, reason, nodes)
-    if sources:
-        joined = [flow for flow in flows if flow.old is None or (flow.old != profile and flow.old not in merged)]
+    if sources:  # what comes from one profile alone came apart from it, and joined nobody
+        apart = {profile, *merged} if len(sources) > 1 else sources
+        joined = [flow for flow in flows if flow.old not in apart]
     else:  # a new profile: one record was the first, and joined nobody
         joined = [flow for flow in flows if birth_id(flow.keys[0]) != profile]
     if joined:
@@ -164,6 +165,8 @@ def _losses(outcome: Outcome, profile: str, flows: Sequence[Flow], into: dict[st
 def _refused(state: WorkingSet, outcome: Outcome) -> Iterator[Story]:
     """Refusals that were not there before the batch; what was is worked out again, for it is not stored."""
     for component in outcome.components:
+        if component.overgrown:
+            yield from _overgrown(state, component)
         if component.resolution is None or not component.resolution.refusals:
             continue
         known = _refusals_before(state, outcome, component)
@@ -180,6 +183,20 @@ def _refused(state: WorkingSet, outcome: Outcome) -> Iterator[Story]:
             yield Story(events_pb2.DECISION_KIND_REFUSED, profile, others, keys, [link], reason, nodes)
 
 
+def _overgrown(state: WorkingSet, component: Component) -> Iterator[Story]:
+    nodes = [node for node in component.nodes if node.before.component != OVERGROWN]
+    if nodes:
+        keys = [node.first[1] for node in nodes]
+        olds = sorted({profile for node in nodes if (profile := node.before.standing.profile)})
+        links = sorted({link for node in nodes for link in node.content.links})
+        reason = (
+            f"chains of links join more than {state.kinds.component_records_max} different records, too many to tell "
+            "persons by: each stands alone"
+        )
+        profile, *others = olds or [birth_id(keys[0])]
+        yield Story(events_pb2.DECISION_KIND_REFUSED, profile, others, keys, links, reason, nodes)
+
+
 def _refusals_before(state: WorkingSet, outcome: Outcome, component: Component) -> set[tuple[Link, str, str]]:
     names = {node.before.component for node in component.nodes} - {None}
     before = [node for node in outcome.nodes if node.before.rows and node.before.component in names]
@@ -193,7 +210,7 @@ def _quarantines(state: WorkingSet, outcome: Outcome) -> Iterator[Story]:
         nodes = _holding(outcome, link)
         olds = sorted({node.before.standing.profile for node in nodes if node.before.standing.profile})
         news = _profiles(nodes)
-        limit = state.kinds.max_records[split_link(link)[0]]
+        limit = state.kinds.records_max[split_link(link)[0]]
         reason = f"{_words([link])} is on {_count(nodes)}, more than the {limit} that may tell one person"
         profile = olds[0] if olds else news[0]
         others = [other for other in news if other != profile]

@@ -8,9 +8,10 @@ from collections.abc import Collection
 
 from services.identity_graph import overgrowth
 from services.identity_graph.clustering import Outcome, move_rows, recluster, recount
-from services.identity_graph.model import LINK_SEPARATOR, OVERGROWN, Content, Kinds, Link, Row, WorkingSet, tenant_of
+from services.identity_graph.model import OVERGROWN, Content, Kinds, Link, tenant_of
 from services.identity_graph.ports import GraphReader
 from services.identity_graph.reading import fill, read_crowds, take, take_rows
+from services.identity_graph.working_set import LINK_SEPARATOR, Row, WorkingSet
 
 
 async def begin(graph: GraphReader, kinds: Kinds, keys: Collection[str], partition: int) -> WorkingSet:

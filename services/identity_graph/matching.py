@@ -47,7 +47,7 @@ class _Clusters:
         self._parent = list(range(len(contents)))
         self._size = [1] * len(contents)
         self._unique = [_by_kind(content.unique) for content in contents]
-        self._max_cluster = kinds.max_cluster
+        self._cluster_records_max = kinds.cluster_records_max
 
     def find(self, index: int) -> int:
         parent = self._parent
@@ -63,8 +63,8 @@ class _Clusters:
             # A record may itself hold two values; then it is what holds one of them that is the same person.
             if others and not (values <= others or others <= values):
                 return f"different values of {kind}"
-        if self._size[left] + self._size[right] > self._max_cluster:
-            return f"a profile has at most {self._max_cluster} different records"
+        if self._size[left] + self._size[right] > self._cluster_records_max:
+            return f"a profile has at most {self._cluster_records_max} different records"
         return ""
 
     def join(self, left: int, right: int) -> None:
@@ -144,13 +144,13 @@ def has_too_many_values(contents: Sequence[Content], muted: Container[Link], kin
     for link in {link for content in contents for link in content.links if link not in muted}:
         kind, _ = split_link(link)
         counts[kind] += 1
-        if counts[kind] > kinds.max_values[kind]:
+        if counts[kind] > kinds.values_max[kind]:
             return True
     return False
 
 
 def is_held_by_doubtful_links(contents: Sequence[Content], muted: Container[Link], kinds: Kinds) -> bool:
-    """Tell whether, without the links that cast doubt, a profile falls into parts that can be reached each by itself."""
+    """Tell whether, without the links that cast doubt, a profile falls into parts that can be reached one by one."""
     if not any(content.doubtful for content in contents):
         return False
     clusters = _Clusters(contents, kinds)
@@ -163,7 +163,7 @@ def is_held_by_doubtful_links(contents: Sequence[Content], muted: Container[Link
                     clusters.join(left, right)
     parts: dict[str, set[int]] = defaultdict(set)
     for index, content in enumerate(contents):
-        for kind, _ in map(split_link, content.links):
-            if kind in kinds.reachable:
+        for link in content.links:
+            if link not in muted and (kind := split_link(link)[0]) in kinds.reachable:
                 parts[kind].add(clusters.find(index))
     return any(len(roots) > 1 for roots in parts.values())

@@ -7,16 +7,14 @@ decides who is who is a function of the contents that are there now, never of ho
 
 import hashlib
 from base64 import b32encode
-from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import orjson
 
-from services.identity_graph.columns import Entry
+from services.identity_graph.columns import JUNK, Entry
 from services.identity_graph.settings import Format, Settings, Strength
-from services.kernel.freshness import Sightings
 from services.kernel.log import SEPARATOR
 
 NEVER_MS = 1 << 62
@@ -27,7 +25,6 @@ NO_ROW = (NEVER_MS, "")
 OVERGROWN = 0
 """The component of all nodes whose component has grown beyond its bound."""
 
-LINK_SEPARATOR = "\x1e"
 
 Link = str
 """An identifier of a linking kind as one text: tenant, kind and value."""
@@ -106,7 +103,7 @@ class Kinds:
         doubtful: kinds that cast doubt when nothing else joins records that can each be reached.
         reachable: kinds by which a person can be reached.
         rank: linking kind -> its place in the order in which links are made: unique ones first, then as configured.
-        max_records, max_rows, max_values: the limits of linking kinds.
+        records_max, rows_max, values_max: the limits of linking kinds.
         values_always_fine: a profile with at most this many identifiers in all breaks no kind's limit of values.
     """
 
@@ -119,14 +116,14 @@ class Kinds:
         self.rank = {
             name: place for place, name in enumerate(sorted(linking, key=lambda name: name not in self.unique))
         }
-        self.max_records = {name: rule.max_records for name, rule in linking.items()}
-        self.max_rows = {name: rule.max_rows for name, rule in linking.items()}
-        self.max_values = {name: rule.max_values for name, rule in linking.items()}
-        common = [limit for name, limit in self.max_values.items() if name not in self.unique]
+        self.records_max = {name: rule.records_max for name, rule in linking.items()}
+        self.rows_max = {name: rule.rows_max for name, rule in linking.items()}
+        self.values_max = {name: rule.values_max for name, rule in linking.items()}
+        common = [limit for name, limit in self.values_max.items() if name not in self.unique]
         self.values_always_fine = min(common, default=0)
-        self.records_always_fine = min(self.max_records.values(), default=0)
-        self.max_cluster = settings.max_cluster
-        self.max_component = settings.max_component
+        self.records_always_fine = min(self.records_max.values(), default=0)
+        self.cluster_records_max = settings.cluster_records_max
+        self.component_records_max = settings.component_records_max
 
     def content(self, tenant: str, text: str) -> Content:
         """Return the content that a text stands for."""
@@ -143,6 +140,10 @@ class Kinds:
                 return Content(tenant, text, tuple(links), unique, doubtful)
         return Content(tenant, text, tuple(links))
 
+    def make_a_person(self, entries: Iterable[Entry]) -> bool:
+        """Tell whether entries are of a person's row: one of them is of a column that can link."""
+        return any(not kind or kind.removeprefix(JUNK) in self.rank for _, kind, _ in entries)
+
     def order(self, link: Link) -> tuple[int, str]:
         """Return where a link comes when links are made."""
         kind, value = split_link(link)
@@ -151,7 +152,7 @@ class Kinds:
     def is_crowded(self, link: Link, records: int, rows: int) -> bool:
         """Tell whether a value is held by so many that it says nothing about any of them."""
         kind, _ = split_link(link)
-        return records > self.max_records[kind] or rows > self.max_rows[kind]
+        return records > self.records_max[kind] or rows > self.rows_max[kind]
 
 
 class Standing(NamedTuple):
@@ -171,177 +172,6 @@ class Standing(NamedTuple):
 NOWHERE = Standing(None, suspect=False, muted=())
 
 
-class StoredNode(NamedTuple):
-    """A node as it is in the store; see `Node`.
-
-    Attributes:
-        links: those of the content, joined by LINK_SEPARATOR.
-        muted: a JSON list, or None.
-    """
-
-    id: int
-    tenant: str
-    text: str
-    links: str
-    rows: int
-    first_seen: int
-    first_key: Key
-    component: int | None
-    profile: str | None
-    suspect: int
-    muted: str | None
-
-
-class StoredRow(NamedTuple):
-    """A record as it is in the store; see `Row`. `text` is that of its node; `carried` and `buried` are JSON."""
-
-    id: int
-    key: Key
-    partition: int
-    offset: int
-    position: str
-    first_seen: int
-    node_id: int | None
-    text: str | None
-    carried: str | None
-    buried: str | None
-
-
-class Before(NamedTuple):
-    """What the store says of a node."""
-
-    rows: int
-    first: tuple[int, Key]
-    component: int | None
-    standing: Standing
-
-
-FRESH = Before(0, NO_ROW, None, NOWHERE)
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """A content and its rows.
-
-    Attributes:
-        id: names it in the store.
-        content: what each of the rows holds.
-        rows: how many there are now; 0: it is about to go.
-        first: the oldest of the rows, and of equal ones the least: its first sighting and its key.
-        component: names the set of nodes that are joined by links, directly or not; None where nothing links it, and
-            OVERGROWN where the set is too large.
-        standing: what the graph says now.
-        before: what the store says.
-        joined, left: rows that came and went in this batch.
-        seen: first sightings of rows of this batch.
-        members: all rows with their first sightings, where they are needed; see `fill`.
-        cause_ms: the event time of the newest change that touched it in this batch; 0 for none.
-    """
-
-    id: int
-    content: Content
-    rows: int = 0
-    first: tuple[int, Key] = NO_ROW
-    component: int | None = None
-    standing: Standing = NOWHERE
-    before: Before = FRESH
-    joined: AbstractSet[Key] = frozenset()
-    left: AbstractSet[Key] = frozenset()
-    seen: dict[Key, int] | None = None
-    members: dict[Key, int] | None = None
-    cause_ms: int = 0
-
-    def add(self, key: Key, first_seen: int, cause_ms: int) -> None:
-        """Take a row in."""
-        self.rows += 1
-        if isinstance(self.joined, set):
-            self.joined.add(key)
-        else:
-            self.joined = {key}
-        self.sight(key, first_seen, cause_ms)
-
-    def sight(self, key: Key, first_seen: int, cause_ms: int) -> None:
-        """Note the first sighting of one of the rows."""
-        if self.seen is None:
-            self.seen = {}
-        self.seen[key] = first_seen
-        self.first = min(self.first, (first_seen, key))
-        self.cause_ms = max(self.cause_ms, cause_ms)
-
-    def remove(self, key: Key, cause_ms: int) -> None:
-        """Let one of the rows that were there before go."""
-        self.rows -= 1
-        if isinstance(self.left, set):
-            self.left.add(key)
-        else:
-            self.left = {key}
-        self.cause_ms = max(self.cause_ms, cause_ms)
-
-    @property
-    def lost_its_first(self) -> bool:
-        """Whether its oldest row went, so that all the others are needed to find the next."""
-        return self.rows > 0 and self.first[1] in self.left
-
-    def stored_members(self) -> dict[Key, int] | None:
-        """Return the rows that it had before, where that is known without asking."""
-        if self.before.rows > 1:
-            return None
-        first_seen, key = self.before.first
-        return {key: first_seen} if self.before.rows else {}
-
-    def fill(self, stored: Mapping[Key, int]) -> None:
-        """Set its members.
-
-        Args:
-            stored: the rows that it had before, with their first sightings.
-        """
-        self.members = {key: seen for key, seen in stored.items() if key not in self.left} | (self.seen or {})
-        self.first = min(((seen, key) for key, seen in self.members.items()), default=NO_ROW)
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """What is known of a record, whether its row is in the graph or not.
-
-    Attributes:
-        key: the record.
-        stored: what the store says; None when it is not there yet.
-        partition, offset: the place in the topic `changes` of the newest change that took effect.
-        position: the source's own position of it; empty where the source tells none.
-        first_seen: the earliest event time that was ever delivered for it.
-        text: the text of the content that it holds; None when it is not in the graph.
-        carried: columns whose value an update left out, and the position from which it is known.
-        buried: what is kept of its links when it is gone.
-        touched: whether anything of it changed in this batch.
-        cause_ms: the event time of the newest change of the batch that took effect.
-        node, node_before: its node now and before, where the graph changes for it.
-    """
-
-    key: Key
-    stored: StoredRow | None = None
-    partition: int = 0
-    offset: int = -1
-    position: str = ""
-    first_seen: int = NEVER_MS
-    text: str | None = None
-    carried: dict[str, str] | None = None
-    buried: tuple[str, ...] = ()
-    touched: bool = False
-    cause_ms: int = 0
-    node: Node | None = None
-    node_before: Node | None = None
-
-    @property
-    def moves(self) -> bool:
-        """Whether it holds something else than before."""
-        return self.text != (None if self.stored is None else self.stored.text)
-
-    @property
-    def sighted(self) -> bool:
-        """Whether it is known to have been there before, and an earlier sighting came."""
-        return self.stored is not None and self.first_seen != self.stored.first_seen
-
-
 class Crowd(NamedTuple):
     """How many nodes and rows hold a quarantined identifier."""
 
@@ -358,57 +188,3 @@ class Erased(NamedTuple):
 
 Scope = tuple[str, str, str]
 """Tenant, source and entity."""
-
-
-@dataclass(slots=True, eq=False)
-class WorkingSet:
-    """The part of the graph that a batch needs: the records that it is about, and the components that they change.
-
-    Attributes:
-        kinds: the kinds of identifiers.
-        generation: the number of this batch's assignments.
-        next_id: the next free id of a node or component.
-        rows: the records, by key.
-        truncated: the newest truncation of each scope in the batch's partition.
-        truncations: the scopes that the batch truncates, and the partition.
-        erased: the fences of erased records of the batch, by birth id.
-        sightings: what the batch tells of its sources.
-        newest_ms: the newest event time of the batch.
-        contents: what the rows that move hold now, by tenant and text.
-        nodes: the nodes of components that change, by id.
-        by_content: the same, by tenant and text.
-        crowds: identifiers that were quarantined before, as far as nodes here hold them.
-        crowded: identifiers that too many hold now, as counted in the store.
-        outside: links that join what holds them with an overgrown component.
-        still_overgrown: nodes, by id, that stay in one.
-    """
-
-    kinds: Kinds
-    generation: int
-    next_id: int
-    rows: dict[Key, Row] = field(default_factory=dict)
-    truncated: dict[Scope, str] = field(default_factory=dict)
-    truncations: dict[Scope, int] = field(default_factory=dict)
-    erased: Mapping[str, Erased] = field(default_factory=dict)
-    sightings: Sightings = field(default_factory=Sightings)
-    newest_ms: int = 0
-    contents: dict[tuple[str, str], Content] = field(default_factory=dict)
-    nodes: dict[int, Node] = field(default_factory=dict)
-    by_content: dict[tuple[str, str], Node] = field(default_factory=dict)
-    crowds: dict[Link, Crowd] = field(default_factory=dict)
-    crowded: dict[Link, Crowd] = field(default_factory=dict)
-    outside: set[Link] = field(default_factory=set)
-    still_overgrown: set[int] = field(default_factory=set)
-
-    def add_node(self, node: Node) -> None:
-        """Take a node in."""
-        self.nodes[node.id] = self.by_content[node.content.tenant, node.content.text] = node
-
-    def node_of(self, tenant: str, text: str) -> Node:
-        """Return the node of one of the contents, a new one where there is none."""
-        node = self.by_content.get((tenant, text))
-        if node is None:
-            node = Node(self.next_id, self.contents[tenant, text])
-            self.next_id += 1
-            self.add_node(node)
-        return node

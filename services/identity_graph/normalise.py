@@ -48,6 +48,8 @@ _PLAIN_PHONE = re.compile(
     r"\+(?:1[2-9]\d{9}|(?:44|49|31|43|46|48|81|91)[1-9]\d{8,9}|(?:32|33|34|41)[1-9]\d{8}|61[2-9]\d{8})", re.ASCII
 )
 
+_INVISIBLE = frozenset(("Cc", "Cf"))  # control and format characters: nobody means them, and some stores cut at them
+
 Normaliser = Callable[[str], str | None]
 """Takes a value as text; returns its one form, or None when it is none of its kind."""
 Test = Callable[[str], bool]
@@ -84,7 +86,7 @@ def email(value: str, tags_ignored: frozenset[str] = frozenset()) -> str | None:
         return plain
     if value.endswith(">") and "<" in value:
         value = value[value.rindex("<") + 1 : -1]
-    found = "".join(_folded(value).removeprefix("mailto:").split())
+    found = _without_spaces(value).removeprefix("mailto:")
     local, at, domain = found.rpartition("@")
     domain = domain.rstrip(".")
     if not (at and local and "." in domain) or "@" in local or domain[0] == "." or len(found) > LENGTH_MAX:
@@ -116,12 +118,14 @@ def phone(value: str, region: str | None) -> str | None:
             return str(phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164))
     except phonenumbers.NumberParseException:
         pass  # free text, or a number without its country
-    return digits if PHONE_DIGITS_MIN <= len(digits) <= LENGTH_MAX else None
+    if not PHONE_DIGITS_MIN <= len(digits) <= LENGTH_MAX:
+        return None
+    return digits if digits == value else phone(digits, region)  # without what stood between, it may be a number
 
 
 def code(value: str) -> str | None:
     """Return a code in lower case and without spaces; None when nothing is left."""
-    found = "".join(_folded(value).split())
+    found = _without_spaces(value)
     return found if found and len(found) <= LENGTH_MAX else None
 
 
@@ -136,12 +140,18 @@ def text(value: str) -> str | None:
     return " ".join(_folded(value).split())[:LENGTH_MAX].rstrip() or None
 
 
+def _without_spaces(value: str) -> str:
+    found = "".join(_folded(value).split())
+    # Without the space before it, an accent goes on the letter that it comes after.
+    return found if found.isascii() else unicodedata.normalize("NFKC", found)
+
+
 def _folded(value: str) -> str:
-    if value.isascii():
+    if value.isascii() and value.isprintable():
         return value.strip().lower()
     # Lower case may compose anew, so that one more round is needed for a form that stays as it is.
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", value).lower())
-    return "".join(c for c in folded if unicodedata.category(c) != "Cf").strip()
+    return "".join(c for c in folded if c.isspace() or unicodedata.category(c) not in _INVISIBLE).strip()
 
 
 def junk_test(format_: Format, junk: frozenset[str] = frozenset()) -> Test:

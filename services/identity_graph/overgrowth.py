@@ -8,9 +8,10 @@ ordinary component again.
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 
-from services.identity_graph.model import LINK_SEPARATOR, OVERGROWN, Crowd, Link, StoredNode, WorkingSet
+from services.identity_graph.model import OVERGROWN, Crowd, Link
 from services.identity_graph.ports import GraphReader
 from services.identity_graph.reading import read_crowds, take
+from services.identity_graph.working_set import LINK_SEPARATOR, StoredNode, WorkingSet
 
 
 async def settle(graph: GraphReader, state: WorkingSet, watched: set[Link], released: Collection[Link]) -> None:
@@ -82,7 +83,7 @@ class _Search:
             if end.id in whole or end.id in too_large:
                 continue
             seen = await self._reach(end, too_large)
-            if len(seen) > self._state.kinds.max_component or not too_large.isdisjoint(seen):
+            if len(seen) > self._state.kinds.component_records_max or not too_large.isdisjoint(seen):
                 too_large.update(seen)
             else:
                 whole.update(seen)
@@ -94,7 +95,7 @@ class _Search:
         """Return the nodes that are joined to one, or, where they are too many, enough of them to tell."""
         seen = {start.id: start}
         frontier, done = [start], set[Link]()
-        while frontier and len(seen) <= self._state.kinds.max_component:
+        while frontier and len(seen) <= self._state.kinds.component_records_max:
             links = {link for node in frontier for link in _links(node)} - done
             done |= links
             self._state.crowds.update(await self._graph.crowds(links - self._state.crowds.keys()))

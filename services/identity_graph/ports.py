@@ -6,7 +6,8 @@ from typing import NamedTuple, Protocol
 from headwater.common.v1 import events_pb2
 from services.identity_graph.clustering import Outcome
 from services.identity_graph.explain import Evidence
-from services.identity_graph.model import Crowd, Erased, Key, Link, Node, Row, Scope, StoredNode, StoredRow, WorkingSet
+from services.identity_graph.model import Crowd, Erased, Key, Link, Scope
+from services.identity_graph.working_set import Node, Row, StoredNode, StoredRow, WorkingSet
 from services.kernel.freshness import FreshnessTable
 
 
@@ -45,7 +46,7 @@ class GraphReader(Protocol):
         """Return the records that are there."""
 
     async def rows_of_scope(self, prefix: Key, partition: int) -> Sequence[StoredRow]:
-        """Return the records in the graph whose keys begin with `prefix` and which came by a partition."""
+        """Return the records whose keys begin with `prefix`, that hold something, and that came by a partition."""
 
     async def truncations(self, partition: int) -> dict[Scope, str]:
         """Return the newest truncation of every scope in a partition."""

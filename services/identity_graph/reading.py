@@ -4,18 +4,9 @@ from collections.abc import Collection, Iterable
 
 import orjson
 
-from services.identity_graph.model import (
-    LINK_SEPARATOR,
-    NOWHERE,
-    Before,
-    Node,
-    Row,
-    Standing,
-    StoredNode,
-    StoredRow,
-    WorkingSet,
-)
+from services.identity_graph.model import NOWHERE, Standing
 from services.identity_graph.ports import GraphReader
+from services.identity_graph.working_set import LINK_SEPARATOR, Before, Node, Row, StoredNode, StoredRow, WorkingSet
 
 
 def take_rows(state: WorkingSet, stored: Iterable[StoredRow]) -> None:
@@ -25,7 +16,16 @@ def take_rows(state: WorkingSet, stored: Iterable[StoredRow]) -> None:
             carried = orjson.loads(row.carried) if row.carried else None
             buried = tuple(orjson.loads(row.buried)) if row.buried else ()
             state.rows[row.key] = Row(
-                row.key, row, row.partition, row.offset, row.position, row.first_seen, row.text, carried, buried
+                row.key,
+                row,
+                row.partition,
+                row.offset,
+                row.position,
+                row.first_seen,
+                row.text,
+                carried,
+                buried,
+                row.aside,
             )
 
 

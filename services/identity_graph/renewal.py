@@ -5,7 +5,7 @@ import structlog
 from services.identity_graph.assignments import gone
 from services.identity_graph.consumer import GROUP
 from services.identity_graph.settings import Settings
-from services.identity_graph.sqlite_store import SqliteGraph
+from services.identity_graph.sqlite_lifecycle import SqliteLifecycle
 from services.kernel import topics
 from services.kernel.log import position_of
 from services.kernel.sqlite import Database
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 class Renewal:
     """Sends the consumer group back to the beginning when it must, and tells of records that are nobody's any more."""
 
-    def __init__(self, graph: SqliteGraph, database: Database, log_: SqliteLog, settings: Settings) -> None:
+    def __init__(self, graph: SqliteLifecycle, database: Database, log_: SqliteLog, settings: Settings) -> None:
         self._graph, self._database, self._log = graph, database, log_
         self._fingerprint = settings.fingerprint()
 

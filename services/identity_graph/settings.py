@@ -1,16 +1,15 @@
 """The settings of identity resolution: the table [identity_graph] of the configuration."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import orjson
 
 from services.kernel.errors import InvalidInputError
-
-E = TypeVar("E", bound=Enum)
+from services.kernel.settings import Section
 
 RULES_VERSION = 1
 """Goes up whenever the code reads rows differently than before: then everything is worked out anew from the log."""
@@ -45,33 +44,33 @@ class KindRule(NamedTuple):
     Attributes:
         strength: what sharing a value means.
         format: how values are normalised.
-        max_records: a value that more records than this hold links nobody. Records that hold exactly the same
+        records_max: a value that more records than this hold links nobody. Records that hold exactly the same
             identifiers count once: the hundred bookings of one traveller are one, the hundred users of a kiosk are not.
-        max_rows: the same, for all records whatever else they hold.
-        max_values: a profile with more different values than this is suspect.
+        rows_max: the same, for all records whatever else they hold.
+        values_max: a profile with more different values than this is suspect.
         casts_doubt: whether a profile is suspect when nothing else joins records of it that have an e-mail address or a
             telephone number each: a device may be a family's.
     """
 
     strength: Strength = Strength.STRONG
     format: Format = Format.CODE
-    max_records: int = 30
-    max_rows: int = 5_000
-    max_values: int = 10
+    records_max: int = 30
+    rows_max: int = 5_000
+    values_max: int = 10
     casts_doubt: bool = False
 
 
 # In the order in which their links are made: where two links exclude one another, the earlier stays.
 KINDS: Mapping[str, KindRule] = MappingProxyType(
     {
-        "national": KindRule(Strength.UNIQUE, Format.NUMBER, max_values=1),
-        "tax": KindRule(Strength.UNIQUE, Format.NUMBER, max_values=1),
-        "passport": KindRule(format=Format.NUMBER, max_values=4),
-        "loyalty": KindRule(max_values=4),
-        "account": KindRule(max_records=100, max_rows=100_000, max_values=20),
-        "email": KindRule(format=Format.EMAIL, max_values=6),
-        "phone": KindRule(format=Format.PHONE, max_values=6),
-        "device": KindRule(max_records=10, max_values=30, casts_doubt=True),
+        "national": KindRule(Strength.UNIQUE, Format.NUMBER, values_max=1),
+        "tax": KindRule(Strength.UNIQUE, Format.NUMBER, values_max=1),
+        "passport": KindRule(format=Format.NUMBER, values_max=4),
+        "loyalty": KindRule(values_max=4),
+        "account": KindRule(records_max=100, rows_max=100_000, values_max=20),
+        "email": KindRule(format=Format.EMAIL, values_max=6),
+        "phone": KindRule(format=Format.PHONE, values_max=6),
+        "device": KindRule(records_max=10, values_max=30, casts_doubt=True),
         "name": KindRule(Strength.WEAK, Format.TEXT),
         "birth_date": KindRule(Strength.WEAK, Format.TEXT),
     }
@@ -119,9 +118,9 @@ class Settings:
             one (in a column `country` or `country_code`) either; empty for none.
         email_tags_ignored: domains at which dots and anything after a plus sign do not count.
         junk: values, beside the built-in ones, that never link.
-        max_cluster: a profile has at most this many records that differ in their identifiers.
-        max_component: where more such records than this are joined, by whatever chain of links, nothing can be told of
-            any of them: each stands alone, and is suspect. It bounds the work that a change can cause.
+        cluster_records_max: a profile has at most this many records that differ in their identifiers.
+        component_records_max: where more such records than this are joined, by whatever chain of links, nothing can be
+            told of any of them: each stands alone, and is suspect. It bounds the work that a change can cause.
         erasure_services: whose acknowledgements an erasure waits for.
     """
 
@@ -130,36 +129,29 @@ class Settings:
     default_region: str = "US"
     email_tags_ignored: frozenset[str] = frozenset()
     junk: frozenset[str] = frozenset()
-    max_cluster: int = 200
-    max_component: int = 2_000
+    cluster_records_max: int = 200
+    component_records_max: int = 2_000
     erasure_services: tuple[str, ...] = ERASURE_SERVICES
 
     @classmethod
     def from_config(cls, table: Mapping[str, Any]) -> "Settings":
         """Read the table [identity_graph]; raises InvalidInputError that names the setting which is wrong."""
-        _known("identity_graph", table, cls.__slots__)
-        kinds = dict(KINDS)
-        for name, value in _table("identity_graph.kinds", table.get("kinds", {})).items():
-            if name in RESERVED_KINDS or not name.isidentifier():
-                raise InvalidInputError(f"identity_graph.kinds: {name!r} cannot be the name of a kind; use a word")
-            kinds[name] = _kind(f"identity_graph.kinds.{name}", kinds.get(name, KindRule()), value)
-        entities = _table("identity_graph.entities", table.get("entities", {}))
+        read = Section("identity_graph", table, cls())
+        kinds = _kinds(read.section("kinds"))
+        entities = read.section("entities")
         return cls(
             kinds=kinds,
             entities={
-                _entity_name(name): _entity(f"identity_graph.entities.{name}", rule, kinds)
-                for name, rule in entities.items()
+                _entity_name(name): _entity(entities.section(name, EntityRule()), kinds) for name in entities.values
             },
-            default_region=_typed("identity_graph.default_region", table.get("default_region", "US"), str).upper(),
-            email_tags_ignored=_texts("identity_graph.email_tags_ignored", table.get("email_tags_ignored", ())),
-            junk=_texts("identity_graph.junk", table.get("junk", ())),
-            max_cluster=_positive("identity_graph.max_cluster", table.get("max_cluster", 200)),
-            max_component=_positive("identity_graph.max_component", table.get("max_component", 2_000)),
-            erasure_services=tuple(
-                sorted(_texts("identity_graph.erasure_services", table["erasure_services"]))
-                if "erasure_services" in table
-                else ERASURE_SERVICES
-            ),
+            default_region=_region(read),
+            email_tags_ignored=_lower(read, "email_tags_ignored"),
+            junk=_lower(read, "junk"),
+            cluster_records_max=read.whole("cluster_records_max"),
+            component_records_max=read.whole("component_records_max"),
+            erasure_services=tuple(sorted(_lower(read, "erasure_services")))
+            if "erasure_services" in table
+            else ERASURE_SERVICES,
         )
 
     def fingerprint(self) -> str:
@@ -169,85 +161,71 @@ class Settings:
             [*name, rule.person, sorted([column, *held] for column, held in rule.columns.items()), rule.defaults]
             for name, rule in self.entities.items()
         )
-        limits = [self.default_region, self.max_cluster, self.max_component]
+        limits = [self.default_region, self.cluster_records_max, self.component_records_max]
         words = [sorted(self.email_tags_ignored), sorted(self.junk)]
         return orjson.dumps([RULES_VERSION, list(kinds.items()), entities, limits, words]).decode()
 
 
-def _kind(where: str, rule: KindRule, value: Any) -> KindRule:
-    table = dict(_table(where, value))
-    _known(where, table, KindRule._fields)
-    for name in ("max_records", "max_rows", "max_values"):
-        if name in table:
-            _positive(f"{where}.{name}", table[name])
-    if "casts_doubt" in table:
-        _typed(f"{where}.casts_doubt", table["casts_doubt"], bool)
-    if "strength" in table:
-        table["strength"] = _choice(f"{where}.strength", table["strength"], Strength)
-    if "format" in table:
-        table["format"] = _choice(f"{where}.format", table["format"], Format)
-    return rule._replace(**table)
+def _kinds(read: Section) -> Mapping[str, KindRule]:
+    kinds = dict(KINDS)
+    for name in read.values:
+        if name in RESERVED_KINDS or not name.isidentifier():
+            raise read.refusal(name, "cannot be the name of a kind: use a word")
+        kinds[name] = _kind(read.section(name, kinds.get(name, KindRule())))
+    return kinds
+
+
+def _kind(read: Section) -> KindRule:
+    return KindRule(
+        strength=Strength(read.choice("strength", Strength)),
+        format=Format(read.choice("format", Format)),
+        records_max=read.whole("records_max"),
+        rows_max=read.whole("rows_max"),
+        values_max=read.whole("values_max"),
+        casts_doubt=read.flag("casts_doubt"),
+    )
+
+
+def _region(read: Section) -> str:
+    region = read.text("default_region").upper()
+    if region and region != Settings().default_region:
+        from phonenumbers import SUPPORTED_REGIONS  # only where it is needed
+
+        if region not in SUPPORTED_REGIONS:
+            raise read.refusal(
+                "default_region", f"must be a country's two letters, such as SE, or empty for none, not {region!r}"
+            )
+    return region
 
 
 def _entity_name(name: str) -> tuple[str, str]:
     source, _, entity = name.partition("/")
     if not source or not entity:
-        raise InvalidInputError(f"identity_graph.entities: {name!r} is not source/entity, for example crm/customers")
+        raise InvalidInputError(f"[identity_graph.entities] {name!r} is not source/entity, for example crm/customers")
     return source, entity
 
 
-def _entity(where: str, value: Any, kinds: Mapping[str, KindRule]) -> EntityRule:
-    table = _table(where, value)
-    _known(where, table, EntityRule._fields)
-    columns = _table(f"{where}.columns", table.get("columns", {}))
-    person = table.get("person")
+def _entity(read: Section, kinds: Mapping[str, KindRule]) -> EntityRule:
+    columns = read.section("columns")
     return EntityRule(
-        person=None if person is None else _typed(f"{where}.person", person, bool),
-        columns={name: _column(f"{where}.columns.{name}", rule, kinds) for name, rule in columns.items()},
-        defaults=_typed(f"{where}.defaults", table.get("defaults", True), bool),
+        person=read.flag("person") if "person" in read.values else None,
+        columns={name: _column(columns, name, kinds) for name in columns.values},
+        defaults=read.flag("defaults"),
     )
 
 
-def _column(where: str, value: Any, kinds: Mapping[str, KindRule]) -> ColumnRule:
-    table = {"kind": value} if isinstance(value, str) else _table(where, value)
-    _known(where, table, ("kind", "scope"))
-    kind = _typed(f"{where}.kind", table.get("kind"), str)
+def _column(columns: Section, name: str, kinds: Mapping[str, KindRule]) -> ColumnRule:
+    if isinstance(columns.values[name], str):
+        read, setting, kind, scope = columns, name, columns.text(name), ""
+    else:
+        read, setting = columns.section(name, ColumnRule(""), names=("kind", "scope")), "kind"
+        if setting not in read.values:
+            raise read.refusal(setting, 'is missing: name the kind, or "" for no identifier')
+        kind, scope = read.text(setting), read.text("scope")
     if kind and kind not in kinds:
-        raise InvalidInputError(f"{where}: there is no kind {kind!r}; there are {', '.join(kinds)}, and those declared")
-    return ColumnRule(kind, _typed(f"{where}.scope", table.get("scope", ""), str))
+        raise read.refusal(setting, f"names no kind, {kind!r}; there are {', '.join(kinds)}, and those declared")
+    return ColumnRule(kind, scope)
 
 
-def _known(where: str, table: Mapping[str, Any], names: Collection[str]) -> None:
-    if unknown := sorted(set(table) - set(names)):
-        raise InvalidInputError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}")
-
-
-def _table(where: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InvalidInputError(f"{where} must be a table, not {value!r}")
-    return value
-
-
-def _typed(where: str, value: Any, kind: type[Any]) -> Any:
-    if type(value) is not kind:
-        raise InvalidInputError(f"{where} must be {kind.__name__}, not {value!r}")
-    return value
-
-
-def _positive(where: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise InvalidInputError(f"{where} must be a whole number from 1, not {value!r}")
-    return value
-
-
-def _choice(where: str, value: Any, choices: type[E]) -> E:
-    try:
-        return choices(value)
-    except ValueError:
-        raise InvalidInputError(f"{where}: {value!r} is none of {', '.join(c.value for c in choices)}") from None
-
-
-def _texts(where: str, value: Any) -> frozenset[str]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
-        raise InvalidInputError(f"{where} must be a list of texts, not {value!r}")
-    return frozenset(item.lower() for item in value)
+def _lower(read: Section, name: str) -> frozenset[str]:
+    return frozenset(text.lower() for text in read.texts(name))

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Collection, Sequence
 import orjson
 
 from services.identity_graph.explain import Evidence
-from services.identity_graph.model import LINK_SEPARATOR, Crowd, Key, Kinds, Link, buried, key_text, split_key
+from services.identity_graph.model import Crowd, Key, Kinds, Link, buried, key_text, split_key
 from services.identity_graph.ports import Found, Subject
+from services.identity_graph.working_set import LINK_SEPARATOR
 from services.kernel.log import SEPARATOR
 from services.kernel.sqlite import Database
 

@@ -16,6 +16,7 @@ from headwater.ingest.v1 import events_pb2, service_pb2
 from services.ingest.batching import Batch, LineCutter, array_batches
 from services.ingest.media_types import media_type
 from services.kernel.errors import InvalidInputError, NotFoundError, from_rpc
+from services.kernel.settings import DOCUMENT_BYTES_MAX
 
 if TYPE_CHECKING:
     from headwater.ingest.v1.service_pb2_grpc import IngestServiceAsyncStub
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 LINE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 CHUNK_BYTES = 1 << 20
 WHOLE_BYTES_MAX = 64 << 20  # of a JSON document that is not lines, which must be held whole
-DOCUMENT_BYTES_MAX = 30 << 20  # what fits into one request; the service's own limit may be lower
 REQUESTS_IN_FLIGHT = 4
 ERRORS_MAX = 20
 DEFAULT_SOURCE = "documents"
@@ -185,7 +185,10 @@ async def _push_document(
 def _document(path: Path, source: str) -> events_pb2.DocumentChange:
     status = path.stat()
     if status.st_size > DOCUMENT_BYTES_MAX:
-        raise InvalidInputError(f"{path} has {status.st_size:,} bytes, the limit is {DOCUMENT_BYTES_MAX:,}: split it")
+        raise InvalidInputError(
+            f"{path} has {status.st_size:,} bytes, more than the {DOCUMENT_BYTES_MAX:,} that any installation takes: "
+            "split it"
+        )
     document = events_pb2.DocumentChange(
         source=source or DEFAULT_SOURCE,
         operation=events_pb2.DOCUMENT_OPERATION_PUT,

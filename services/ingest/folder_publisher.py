@@ -107,8 +107,7 @@ class FolderPublisher:
 
     async def _publish(self, changes: Sequence[FileChange], *, are_gone: bool = False) -> None:
         """Publish changes of files as one transaction; `are_gone` says that the files are not there any more."""
-        await self._log.wait_open()
-        async with self._database.transaction() as unit:
+        async with self._log.unit_from_outside() as unit:
             batch = self._batch()
             for change in changes:
                 for document, _mark in change.put.values():

@@ -17,11 +17,12 @@ import orjson
 
 from headwater.ingest.v1 import events_pb2, service_pb2, service_pb2_grpc
 from services.ingest.batching import Batch, LineCutter, array_batches
-from services.ingest.client import CHUNK_BYTES, DOCUMENT_BYTES_MAX, push_batches
+from services.ingest.client import CHUNK_BYTES, push_batches
 from services.ingest.media_types import media_type
 from services.kernel.errors import InvalidInputError, from_rpc
 from services.kernel.http import tenant_of
 from services.kernel.service import Platform
+from services.kernel.settings import DOCUMENT_BYTES_MAX
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -63,7 +64,7 @@ class _Routes:
             tenant=tenant_of(request),
             source=request.query.get("source", "documents"),
             operation=events_pb2.DOCUMENT_OPERATION_PUT,
-            content=await _whole(request, DOCUMENT_BYTES_MAX),
+            content=await _whole(request, DOCUMENT_BYTES_MAX, "a document", "split it"),
             media_type=media_type(name) or ("" if request.content_type in _ANY else request.content_type),
             name=name,
             access=request.query.getall("access", []),
@@ -113,7 +114,8 @@ async def _records_of(request: "web.Request") -> AsyncIterator[Batch]:
     cutter, begun = LineCutter(), False
     async for chunk in request.content.iter_chunked(CHUNK_BYTES):
         if not begun and chunk.lstrip()[:1] == b"[":
-            for batch in array_batches(_array(chunk + await _whole(request, ARRAY_BYTES_MAX - len(chunk)))):
+            body = await _whole(request, ARRAY_BYTES_MAX, "an array", "send JSON lines, which have no limit", chunk)
+            for batch in array_batches(_array(body)):
                 yield batch
             return
         begun = begun or not chunk.isspace()
@@ -123,12 +125,13 @@ async def _records_of(request: "web.Request") -> AsyncIterator[Batch]:
         yield batch
 
 
-async def _whole(request: "web.Request", bytes_max: int) -> bytes:
-    body = bytearray()
+async def _whole(request: "web.Request", bytes_max: int, what: str, cure: str, begun: bytes = b"") -> bytes:
+    """The whole body, of which `begun` has been read already; it is told what it is when it is too long."""
+    body = bytearray(begun)
     async for chunk in request.content.iter_chunked(CHUNK_BYTES):
         body += chunk
         if len(body) > bytes_max:
-            raise InvalidInputError(f"the body has more than {bytes_max:,} bytes: send less at once, changes as lines")
+            raise InvalidInputError(f"the body is {what} of more than {bytes_max:,} bytes: {cure}")
     return bytes(body)
 
 

@@ -15,18 +15,30 @@ tenant = ""
 access = ["staff"]               # labels of which a reader needs one; none means everyone
 include = ["*.md", "*.pdf"]      # patterns of names or paths; by default everything
 exclude = ["drafts/*"]           # beside hidden files and the temporary files of editors and browsers
+
+[[ingest.buckets]]               # buckets of S3, or of a store with the same API, whose objects are documents
+name = "policies"
+endpoint = "http://127.0.0.1:9000"  # by default Amazon's
+access_key = "…"                 # by default what AWS_ACCESS_KEY_ID and its like say
+secret_key = "…"
+
+[ingest.schema_registry]         # where the schemas of Avro records are
+url = "http://127.0.0.1:8081"
 """
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.ingest.s3_signing import Credentials
 from services.kernel.errors import InvalidInputError
 from services.kernel.log import DEFAULT_TENANT
-from services.kernel.settings import from_table
+from services.kernel.settings import DOCUMENT_BYTES, DOCUMENT_BYTES_MAX, Section
 
-_SECTION = "[ingest]"
+RESCAN_S_MIN = 0.1
+_CREDENTIALS = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,58 @@ class FolderSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BucketSettings:
+    """A watched bucket.
+
+    Attributes:
+        name: the bucket.
+        endpoint: the store's URL; empty is Amazon's of the region.
+        region: the store's region.
+        access_key, secret_key, session_token: who reads it; without an access key the environment says,
+            as for other programs (`AWS_ACCESS_KEY_ID`, …), and without that one requests go unsigned.
+        prefix: how the keys begin of objects that count.
+        source: the source's name; empty takes the bucket's.
+        tenant: whose documents they are; empty means the default tenant.
+        access: labels of which a reader needs one; none means everyone.
+        include: patterns (`*` and `?`) of the last part of a key or of the whole; an object must match one.
+        exclude: patterns of objects to leave out.
+    """
+
+    name: str
+    endpoint: str = ""
+    region: str = "us-east-1"
+    access_key: str = ""
+    secret_key: str = field(default="", repr=False)
+    session_token: str = field(default="", repr=False)
+    prefix: str = ""
+    source: str = ""
+    tenant: str = ""
+    access: tuple[str, ...] = ()
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    def credentials(self, environment: Mapping[str, str] = os.environ) -> Credentials:
+        """Who reads the bucket."""
+        if self.access_key:
+            return Credentials(self.access_key, self.secret_key, self.session_token)
+        return Credentials(*(environment.get(f"AWS_{name}", "") for name in _CREDENTIALS))
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaRegistrySettings:
+    """A schema registry with Confluent's HTTP API.
+
+    Attributes:
+        url: its address; empty where there is none.
+        username, password: who asks; empty for nobody.
+    """
+
+    url: str = ""
+    username: str = ""
+    password: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The settings.
 
@@ -60,61 +124,88 @@ class Settings:
         rescan_s: how often watched folders are compared with what is known of them, in seconds.
         keys: key columns by `source/entity` or `entity`, for events that come without their key.
         folders: watched folders.
+        buckets: watched buckets.
+        schema_registry: where the schemas of Avro records are.
     """
 
     record_bytes_max: int = 4 << 20
-    document_bytes_max: int = 16 << 20
+    document_bytes_max: int = DOCUMENT_BYTES
     rescan_s: float = 60.0
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folders: tuple[FolderSettings, ...] = ()
+    buckets: tuple[BucketSettings, ...] = ()
+    schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
+
+    @classmethod
+    def from_config(cls, table: Mapping[str, Any]) -> "Settings":
+        """Read the table [ingest]; raises InvalidInputError that names the setting which is wrong."""
+        read = Section("ingest", table, cls())
+        keys = read.section("keys")
+        return cls(
+            record_bytes_max=read.whole("record_bytes_max"),
+            document_bytes_max=read.whole("document_bytes_max", 1, DOCUMENT_BYTES_MAX),
+            rescan_s=read.number("rescan_s", RESCAN_S_MIN),
+            keys={entity: keys.texts(entity, least=1) for entity in keys.values},
+            folders=_folders(read),
+            buckets=_buckets(read),
+            schema_registry=_schema_registry(read.section("schema_registry", SchemaRegistrySettings())),
+        )
 
 
-def from_config(table: Mapping[str, Any]) -> Settings:
-    """Validate the table [ingest]; raises InvalidInputError naming the key that is wrong."""
-    values = dict(table)
-    if "keys" in values:
-        values["keys"] = _keys(values["keys"])
-    if "folders" in values:
-        values["folders"] = _folders(values["folders"])
-    settings = from_table(Settings, values, _SECTION)
-    for name in ("record_bytes_max", "document_bytes_max", "rescan_s"):
-        if getattr(settings, name) <= 0:
-            raise InvalidInputError(f"{_SECTION}: {name} must be above 0, not {getattr(settings, name)}")
-    return settings
-
-
-def _keys(value: Any) -> dict[str, tuple[str, ...]]:
-    if not isinstance(value, Mapping):
-        raise InvalidInputError(f'{_SECTION}: keys must be a table, such as keys."crm/customers" = ["id"]')
-    return {entity: _texts(columns, f"keys.{entity}", required=True) for entity, columns in value.items()}
-
-
-def _folders(value: Any) -> tuple[FolderSettings, ...]:
-    if not isinstance(value, Sequence) or not all(isinstance(entry, Mapping) for entry in value):
-        raise InvalidInputError(f"{_SECTION}: folders must be tables: [[ingest.folders]]")
-    folders = tuple(_folder(entry, f"[[ingest.folders]] number {number}") for number, entry in enumerate(value, 1))
-    names = [(folder.tenant, folder.source) for folder in folders]
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidInputError(f"[[ingest.folders]]: two folders have the source {name[1]!r}: name them apart")
+def _folders(read: Section) -> tuple[FolderSettings, ...]:
+    folders = tuple(map(_folder, read.sections("folders", FolderSettings(Path()))))
+    _check_apart("folders", [(folder.tenant, folder.source) for folder in folders])
     return folders
 
 
-def _folder(entry: Mapping[str, Any], where: str) -> FolderSettings:
-    if not isinstance(entry.get("path"), str | Path) or not str(entry["path"]):
-        raise InvalidInputError(f'{where}: give its path = "…"')
-    values = dict(entry)
-    for name in ("access", "include", "exclude"):
-        if name in values:
-            values[name] = _texts(values[name], f"{where}: {name}", required=name == "include")
-    folder = from_table(FolderSettings, values, where)
-    path = folder.path.expanduser().absolute()
-    return replace(folder, path=path, source=folder.source or path.name, tenant=folder.tenant or DEFAULT_TENANT)
+def _check_apart(kind: str, names: Sequence[tuple[str, str]]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidInputError(f"[[ingest.{kind}]]: two {kind} have the source {name[1]!r}: name them apart")
 
 
-def _texts(value: Any, where: str, *, required: bool) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
-        raise InvalidInputError(f'{where} must be a list of texts, such as ["id"]')
-    if required and not value:
-        raise InvalidInputError(f"{where} must not be empty")
-    return tuple(value)
+def _buckets(read: Section) -> tuple[BucketSettings, ...]:
+    buckets = tuple(map(_bucket, read.sections("buckets", BucketSettings(""))))
+    _check_apart("buckets", [(bucket.tenant, bucket.source) for bucket in buckets])
+    return buckets
+
+
+def _bucket(read: Section) -> BucketSettings:
+    name = read.text("name", required=True)
+    return BucketSettings(
+        name=name,
+        endpoint=_url(read, "endpoint"),
+        region=read.text("region"),
+        access_key=read.text("access_key"),
+        secret_key=read.text("secret_key"),
+        session_token=read.text("session_token"),
+        prefix=read.text("prefix"),
+        source=read.text("source") or name,
+        tenant=read.text("tenant") or DEFAULT_TENANT,
+        access=read.texts("access"),
+        include=read.texts("include", least=1),
+        exclude=read.texts("exclude"),
+    )
+
+
+def _schema_registry(read: Section) -> SchemaRegistrySettings:
+    return SchemaRegistrySettings(url=_url(read, "url"), username=read.text("username"), password=read.text("password"))
+
+
+def _url(read: Section, name: str) -> str:
+    url = read.text(name)
+    if url and not url.startswith(("http://", "https://")):
+        raise read.refusal(name, f"must be a URL, such as http://127.0.0.1:8081, not {url!r:.60}")
+    return url
+
+
+def _folder(read: Section) -> FolderSettings:
+    path = Path(read.text("path", required=True)).expanduser().absolute()
+    return FolderSettings(
+        path=path,
+        source=read.text("source") or path.name,
+        tenant=read.text("tenant") or DEFAULT_TENANT,
+        access=read.texts("access"),
+        include=read.texts("include", least=1),
+        exclude=read.texts("exclude"),
+    )

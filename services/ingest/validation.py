@@ -6,9 +6,9 @@ import orjson
 
 from headwater.ingest.v1 import events_pb2
 from services.ingest.decoders.common import DecodeError, checked_key, dump_key
+from services.ingest.decoders.native import text_position
 from services.kernel.errors import InvalidInputError
 from services.kernel.log import DEFAULT_TENANT, SEPARATOR
-from services.kernel.positions import natural
 from services.kernel.records import record_key
 
 _KEYLESS = (events_pb2.OPERATION_TRUNCATE, events_pb2.OPERATION_HEARTBEAT)
@@ -43,7 +43,7 @@ def checked_change(change: events_pb2.Change, where: str, bytes_max: int) -> eve
     else:
         _complete_row(result, where)
     if change.position and ":" not in change.position:
-        result.position = f"native:{change.source}:{natural(change.position)}"
+        result.position = text_position(change.position, change.source)
         result.source_position = change.source_position or change.position
     return result
 
@@ -55,6 +55,8 @@ def _complete_row(change: events_pb2.Change, where: str) -> None:
     except DecodeError as error:
         raise InvalidInputError(str(error)) from error
     change.record = record_key(change.source, change.entity, key)
+    if change.partial and change.operation != events_pb2.OPERATION_UPDATE:
+        raise InvalidInputError(f"{where}: only an update can be partial: tell the whole row")
     if change.before_json:
         _object(change.before_json, "before_json", where)
     if change.operation == events_pb2.OPERATION_DELETE:

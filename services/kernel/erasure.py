@@ -6,23 +6,28 @@ and the file is rewritten so that no deleted byte is left in it. The acknowledge
 and what a search found afterwards.
 """
 
+import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Set as AbstractSet
+from collections.abc import AsyncIterator, Callable, Collection
 
 import structlog
 
 from headwater.common.v1 import events_pb2
 from services.kernel import topics
-from services.kernel.log import SEPARATOR, Message, Record, message_of
+from services.kernel.log import DEFAULT_TENANT, SEPARATOR, Message, Record, message_of
 from services.kernel.service import Platform
 from services.kernel.sqlite_retention import Retention
 
 # These tell of the erasure itself: ids only.
 KEPT = frozenset({topics.ERASURES, topics.ERASURES_DONE})
+# Shorter ids (a conversation may be called "1") would be found by chance in what has nothing to do with them: they are
+# looked for in keys only. A record key, source/entity/key, is never shorter.
+SOUGHT_BYTES_MIN = 5
 SERVICE = "log"
 
 log = structlog.get_logger(__name__)
+Done = events_pb2.ErasureDone
 
 
 def field_bytes(identifier: str) -> bytes:
@@ -60,11 +65,12 @@ class LogErasure:
                 elif record.value is not None:
                     answer = events_pb2.ErasureDone.FromString(record.value)
                     done[answer.erasure_id][answer.service] = answer
-            for erasure_id, request in list(requests.items()):
+            for erasure_id in list(requests):
                 if SERVICE in done[erasure_id]:
                     del requests[erasure_id], done[erasure_id]
-                elif self._services <= done[erasure_id].keys():
-                    await self._erase(request, done[erasure_id])
+            ready = [name for name in requests if self._services <= done[name].keys()]
+            if ready:
+                await self._erase([(requests[name], done[name].values()) for name in ready])
             await self._log.wait_for((topics.ERASURES, topics.ERASURES_DONE), seen, 3600.0)
 
     async def _new(self, names: Collection[str], seen: dict[tuple[str, int], int]) -> AsyncIterator[Record]:
@@ -74,29 +80,64 @@ class LogErasure:
                     seen[name, partition] = records[-1].offset + 1
                     for record in records:
                         yield record
+                    await asyncio.sleep(0)  # others have their turn
 
-    async def _erase(self, request: events_pb2.ErasureRequested, answers: dict[str, events_pb2.ErasureDone]) -> None:
-        related = {name for answer in answers.values() for name in answer.related_ids}
-        ids = {*request.records, *request.profile_ids, *related} - {""}
-        tenant = request.tenant or "default"
-        removed = await self._retention.erase(lambda record: _names(record, tenant, ids), KEPT)
+    async def _erase(self, ready: Collection[tuple[events_pb2.ErasureRequested, Collection[Done]]]) -> None:
+        """Do erasures together: the file is rewritten once."""
+        removed: dict[str, dict[str, int]] = {}
+        for request, answers in ready:
+            removed[request.erasure_id] = await self._retention.erase(_subject(request, answers), KEPT)
         await self._database.scrub()
-        remaining = await self._retention.erase(lambda record: _names(record, tenant, ids), KEPT, dry_run=True)
-        answer = events_pb2.ErasureDone(
-            erasure_id=request.erasure_id, service=SERVICE, removed=removed, remaining=remaining
-        )
-        answer.done_at.FromMilliseconds(int(self._clock() * 1000))
-        await self._log.append([acknowledgement(request, answer)])
-        log.info("erasure.done", erasure=request.erasure_id, removed=sum(removed.values()))
+        for request, answers in ready:
+            remaining = await self._retention.erase(_subject(request, answers), KEPT, dry_run=True)
+            answer = Done(
+                erasure_id=request.erasure_id,
+                service=SERVICE,
+                removed=removed[request.erasure_id],
+                remaining=remaining,
+            )
+            answer.done_at.FromMilliseconds(int(self._clock() * 1000))
+            await self._log.append([acknowledgement(request, answer)])
+            log.info("erasure.done", erasure=request.erasure_id, removed=sum(answer.removed.values()))
 
 
-def _names(record: Record, tenant: str, ids: AbstractSet[str]) -> bool:
-    """Tell whether a record is about one of the ids, or holds one of them."""
-    key_tenant, *parts = (record.key or b"").decode(errors="replace").split(SEPARATOR)
-    if key_tenant == tenant and not ids.isdisjoint(parts):
-        return True
-    value = record.value or b""
-    return any(field_bytes(identifier) in value for identifier in ids)
+def _subject(request: events_pb2.ErasureRequested, answers: Collection[Done]) -> Callable[[Record], bool]:
+    """Return what tells whether a record is about the subject, or holds one of its ids."""
+    related = {name for answer in answers for name in answer.related_ids}
+    return naming(request.tenant or DEFAULT_TENANT, {*request.records, *request.profile_ids, *related} - {""})
+
+
+def naming(tenant: str, ids: Collection[str]) -> Callable[[Record], bool]:
+    """Return what tells whether a record of a tenant has one of the ids in its key or in its value.
+
+    The time that it takes for a record does not grow with the number of ids: a subject may have thousands of answers.
+    """
+    wanted = set(ids)
+    by_prefix: dict[bytes, set[bytes]] = defaultdict(set)
+    for identifier in ids:
+        field = field_bytes(identifier)
+        text = identifier.encode()
+        if len(text) >= SOUGHT_BYTES_MIN:
+            by_prefix[field[: -len(text)]].add(text)
+    prefixes = [(prefix, len(next(iter(texts))), texts) for prefix, texts in by_prefix.items()]
+
+    def holds(value: bytes) -> bool:
+        for prefix, size, texts in prefixes:
+            at = value.find(prefix)
+            while at >= 0:
+                start = at + len(prefix)
+                if value[start : start + size] in texts:
+                    return True
+                at = value.find(prefix, at + 1)
+        return False
+
+    def names(record: Record) -> bool:
+        key_tenant, *parts = (record.key or b"").decode(errors="replace").split(SEPARATOR)
+        if parts and key_tenant != tenant:
+            return False  # another tenant may have the same ids
+        return not wanted.isdisjoint(parts) or holds(record.value or b"")
+
+    return names
 
 
 def acknowledgement(request: events_pb2.ErasureRequested, answer: events_pb2.ErasureDone) -> Message:

@@ -95,8 +95,8 @@ class GrpcServer:
         self.names: list[str] = []
         self.address = ""
 
-    async def start(self, registrations: Sequence[Callable[[grpc.aio.Server], None]], names: Sequence[str]) -> None:
-        """Listen.
+    def bind(self, registrations: Sequence[Callable[[grpc.aio.Server], None]], names: Sequence[str]) -> None:
+        """Take the address; calls are answered after `start`.
 
         Args:
             registrations: each adds servicers.
@@ -118,6 +118,9 @@ class GrpcServer:
                 "--grpc-address (port 0 takes a free one)"
             ) from error
         self.address = f"{self._address.rpartition(':')[0]}:{port}"
+
+    async def start(self) -> None:
+        """Answer calls."""
         await self.server.start()
 
     async def set_healthy(self, *, healthy: bool) -> None:

@@ -64,12 +64,18 @@ class Message(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Records of one partition, in order, and the offset that follows the last of them."""
+    """Records of one partition, in order: what there still is from `start` up to `next_offset`."""
 
     topic: str
     partition: int
     records: Sequence[Record]
+    start: int
     next_offset: int
+
+    @property
+    def gone(self) -> int:
+        """How many records had left the log: by compaction, by age, by an erasure. They count as superseded."""
+        return self.next_offset - self.start - len(self.records)
 
 
 class Tally(NamedTuple):

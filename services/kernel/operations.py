@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import grpc
+import structlog
 
 from headwater.common.v1 import events_pb2, operations_pb2 as pb, operations_pb2_grpc
 from services.kernel import topics
@@ -17,7 +18,9 @@ from services.kernel.service import Platform, ReadModel, Service
 
 SETTLE_TIMEOUT_S = 600.0
 PROGRESS_EVERY_S = 0.2
+FINISH_EVERY_S = 1.0
 
+log = structlog.get_logger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -32,7 +35,7 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
         self._services = services
         self._loops = {loop.processor.name: loop for loop in loops}
         self._stores = {store.name: store for service in services for store in service.stores}
-        self._rebuilding = asyncio.Lock()
+        self._rebuilding, self._retrying = asyncio.Lock(), asyncio.Lock()
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add this servicer to a server."""
@@ -82,10 +85,12 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
                 yield events_pb2.DeadLetterRetried.FromString(record.value)
 
     async def _scan(self, topic: str, offset: int) -> AsyncIterator[Record]:
-        while records := await self._log.read(topic, 0, offset):
+        end = (await self._log.end(topic))[0]  # not what is added meanwhile: a letter put back may come back
+        while offset < end and (records := await self._log.read(topic, 0, offset)):
             offset = records[-1].offset + 1
             for record in records:
                 yield record
+            await asyncio.sleep(0)  # others have their turn
 
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Context) -> pb.ListDeadLettersResponse:
         """List a page of dead letters, oldest first."""
@@ -100,15 +105,15 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
     ) -> pb.RetryDeadLettersResponse:
         """Put inputs back where they came from."""
         del context
-        entries = {entry.id: entry async for entry in self._dead_letters(0, None)}
-        if unknown := sorted(set(request.ids) - set(entries)):
-            raise NotFoundError(f"there is no dead letter {unknown[0]}: `headwater dead-letters list` shows them")
-        chosen = [
-            entry for entry in entries.values() if not entry.retried and (not request.ids or entry.id in request.ids)
-        ]
-        for entry in chosen:
-            await self._retry(entry)
-        return pb.RetryDeadLettersResponse(retried=len(chosen))
+        wanted, retried = set(request.ids), 0
+        async with self._retrying:  # two at a time would put the same ones back twice
+            if unknown := sorted(wanted - {entry.id async for entry in self._dead_letters(0, None)}):
+                raise NotFoundError(f"there is no dead letter {unknown[0]}: `headwater dead-letters list` shows them")
+            async for entry in self._dead_letters(0, None):
+                if not entry.retried and (not wanted or entry.id in wanted):
+                    await self._retry(entry)
+                    retried += 1
+        return pb.RetryDeadLettersResponse(retried=retried)
 
     async def _retry(self, entry: pb.DeadLetterEntry) -> None:
         letter = entry.dead_letter
@@ -126,6 +131,7 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
                     letter.type,
                     happened_ms,
                     letter.partition,
+                    letter.origin,
                 )
             )
         else:
@@ -161,27 +167,44 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
                     yield response
 
     async def rebuild(self, store: ReadModel) -> AsyncIterator[pb.RebuildResponse]:
-        """Rebuild one store while the log stands still, and tell of the progress."""
-        with self._log.standing_still():
+        """Rebuild one store while the log stands still, and tell of the progress.
+
+        Where this is abandoned half-way, the log stays closed until `finish_rebuilds` has brought it to its end.
+        """
+        async with self._log.standing_still():
             await self.settle()
             before = await self._hash(store)
             ends = {group: self._log.positions_of(group, self._inputs(group)) for group in store.groups}
             total = sum(sum(offsets.values()) for offsets in ends.values())
-            with self._log.muted(store.groups, store.internal_topics):
-                await self._reset(store)
-                while any(self._log.lag(group, self._inputs(group)) for group in store.groups):
-                    lag = sum(self._log.lag(group, self._inputs(group)) for group in store.groups)
-                    yield pb.RebuildResponse(
-                        store=store.name, replayed=max(0, total - lag), total=total, hash_before=before
-                    )
-                    await asyncio.sleep(PROGRESS_EVERY_S)
-                await self.settle()
-            if store.reload is not None:
-                await store.reload()
+            await self._begin(store)
+            while lag := sum(self._log.lag(group, self._inputs(group)) for group in store.groups):
+                yield pb.RebuildResponse(
+                    store=store.name, replayed=max(0, total - lag), total=total, hash_before=before
+                )
+                await asyncio.sleep(PROGRESS_EVERY_S)
+            await self._finish(store)
             after = await self._hash(store)
         yield pb.RebuildResponse(store=store.name, replayed=total, total=total, hash_before=before, hash_after=after)
 
-    async def _reset(self, store: ReadModel) -> None:
+    async def finish_rebuilds(self) -> None:
+        """Bring rebuilds to their end whose caller has gone, or that the process's end cut off; a background task."""
+        while True:
+            for store in self._stores.values():
+                if any(map(self._log.is_muted, store.groups)):
+                    async with self._rebuilding:
+                        if any(map(self._log.is_muted, store.groups)):
+                            log.warning("rebuild.resumed", store=store.name)
+                            await self._finish(store)
+            await asyncio.sleep(FINISH_EVERY_S)
+
+    async def _finish(self, store: ReadModel) -> None:
+        await self.settle(store)
+        if store.reload is not None:
+            await store.reload()
+        async with self._database.transaction() as unit:
+            self._log.unmute(unit, store.groups)
+
+    async def _begin(self, store: ReadModel) -> None:
         for group in store.groups:
             await self._loops[group].pause()
         try:
@@ -190,36 +213,45 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
                 for group in store.groups:
                     # Topics between the store's own groups are written anew: what they held before is not replayed.
                     self._log.reset_group(unit, group, skip_topics=store.internal_topics)
+                self._log.mute(unit, store.groups, store.internal_topics)
                 if store.seed_topic is not None and store.seed is not None:
                     for partition in range(self._log.partitions(store.seed_topic)):
                         offset = 0
                         while records := await self._log.read(store.seed_topic, partition, offset):
                             offset = records[-1].offset + 1
                             await store.seed(records)
+                            await asyncio.sleep(0)  # queries have their turn
         finally:
             for group in store.groups:
                 self._loops[group].resume()
 
-    async def settle(self) -> None:
-        """Wait until everything in the log has been taken into account.
+    async def settle(self, only: ReadModel | None = None) -> None:
+        """Wait until everything in the log has been taken into account: by all, or by what builds one store.
 
         Raises:
             DeadlineError: it has not settled in ten minutes.
         """
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        groups, stores = (only.groups, [only]) if only else (tuple(self._loops), list(self._stores.values()))
         while True:
             ends = position_of({
                 (topic, partition): end
                 for topic in self._log.topics()
                 for partition, end in enumerate(await self._log.end(topic))
             })  # fmt: skip
-            if not await self._log.wait_committed(list(self._loops), ends, deadline - time.monotonic()):
+            if not await self._log.wait_committed(groups, ends, deadline - time.monotonic()):
                 raise DeadlineError("the services have not caught up with the log: `headwater balance` shows the lag")
-            for store in self._stores.values():
+            for store in stores:
                 if store.settled is not None:
-                    async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
-                        await store.settled()
-            if not any(self._log.lag(name, loop.processor.topics) for name, loop in self._loops.items()):
+                    try:
+                        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                            await store.settled()
+                    except TimeoutError as error:
+                        raise DeadlineError(
+                            f"the background work of {store.name} has not come to its end: `headwater balance` shows "
+                            "what waits"
+                        ) from error
+            if not any(self._log.lag(group, self._inputs(group)) for group in groups):
                 return
 
     def _inputs(self, group: str) -> tuple[str, ...]:
@@ -238,11 +270,12 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
             raise UnavailableError("a rebuild is under way: wait for it to end")
         checks: list[pb.Check] = []
         async with self._rebuilding:
-            await self.settle()
-            checks.extend(
-                pb.Check(name=f"conservation {group.group}", ok=_balanced(group), detail=_sentence(group))
-                for group in self.balance()
-            )
+            async with self._log.standing_still():  # with sources that never rest it would not settle
+                await self.settle()
+                checks.extend(
+                    pb.Check(name=f"conservation {group.group}", ok=_balanced(group), detail=_sentence(group))
+                    for group in self.balance()
+                )
             for store in self._stores.values():
                 async for response in self.rebuild(store):
                     last = response
@@ -262,7 +295,7 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
         status = pb.GetStatusResponse(version=version("headwater"), services=[s.name for s in self._services])
         for topic in self._log.topics():
             ends = {(topic, partition): end for partition, end in enumerate(await self._log.end(topic))}
-            status.topics.add(topic=topic, end=position_of(ends), records=self._log.count(topic))
+            status.topics.add(topic=topic, end=position_of(ends), records=await self._log.count(topic))
         for store in self._stores.values():
             status.stores.add(store=store.name, hash=await self._hash(store))
         return status

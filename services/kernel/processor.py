@@ -106,6 +106,7 @@ class ProcessorLoop(Generic[S]):
         self._resume = asyncio.Event()
         self._resume.set()
         self._idle = asyncio.Event()
+        self._idle.set()  # until it runs, too: a start that fails ends with a stop
         self.failing: str | None = None  # why it makes no progress just now, for health and status
 
     async def run(self) -> None:
@@ -136,9 +137,7 @@ class ProcessorLoop(Generic[S]):
     async def _handle(self, consumer: Consumer, batch: Batch) -> None:
         """Do a batch, whatever it takes: poison is isolated, an outage is waited for."""
         try:
-            started = time.thread_time()  # of the processor, so that a busy machine does not make batches small
             await self._until_available(lambda: self._apply(consumer, batch))
-            self._adapt(len(batch.records), time.thread_time() - started)
         except PartitionLostError as error:
             log.info("processor.partition_lost", group=self.processor.name, error=str(error))
         except _PoisonError as poison:
@@ -161,7 +160,11 @@ class ProcessorLoop(Generic[S]):
                     error=str(error),
                     retry_in_s=round(delay, 2),
                 )
+                self._idle.set()  # nothing is in hand meanwhile
                 await asyncio.sleep(delay)
+                if not self._resume.is_set():
+                    return  # paused: the batch is polled again afterwards
+                self._idle.clear()
             except Exception as error:  # not an outage: something about this batch, so find out which record it is
                 raise _PoisonError(None, error) from error
             else:
@@ -172,11 +175,15 @@ class ProcessorLoop(Generic[S]):
         processor = self.processor
         with telemetry.BATCH_SECONDS.labels(processor.name).time():
             async with consumer.unit():
+                # Of the processor, and after the wait for a turn: neither a busy machine nor others make batches small.
+                started = time.thread_time()
                 state = await processor.store.load(batch.records)
                 outputs, tally = _decide(processor, state, batch)
                 progress = Progress(processor.name, batch.topic, batch.partition, batch.next_offset, outputs, tally)
                 await processor.store.save(state, progress)
                 await consumer.commit(progress)
+                cpu_s = time.thread_time() - started
+        self._adapt(len(batch.records), cpu_s)
         for outcome, count in zip(Tally._fields, tally, strict=True):
             if count:
                 telemetry.INPUTS.labels(processor.name, outcome).inc(count)
@@ -190,7 +197,7 @@ class ProcessorLoop(Generic[S]):
         # Where only the batch as a whole is known to fail, halve it until the culprit stands alone.
         cut = poison.index if poison.index is not None else len(records) // 2
         head = records[:cut] or records[:1]
-        await self._handle(consumer, Batch(batch.topic, batch.partition, head, head[-1].offset + 1))
+        await self._handle(consumer, batch._replace(records=head, next_offset=head[-1].offset + 1))
         self._size = BATCH_RECORDS_MIN
 
     async def _give_up(self, consumer: Consumer, batch: Batch, poison: _PoisonError) -> None:
@@ -206,7 +213,7 @@ class ProcessorLoop(Generic[S]):
             batch.partition,
             batch.next_offset,
             [letter],
-            Tally(dead_lettered=1),
+            Tally(superseded=batch.gone, dead_lettered=1),
         )
         async with consumer.unit():
             # The store takes part, so that its own record of progress stays in step.
@@ -241,7 +248,8 @@ def _decide(processor: Processor[S], state: S, batch: Batch) -> tuple[list[Messa
             )
         except Exception as error:  # as above
             raise _PoisonError(None, error) from error
-    return _newest_per_key(outputs), Tally(counts[Outcome.APPLIED], counts[Outcome.SUPERSEDED], counts[Outcome.WAITING])
+    superseded = counts[Outcome.SUPERSEDED] + batch.gone
+    return _newest_per_key(outputs), Tally(counts[Outcome.APPLIED], superseded, counts[Outcome.WAITING])
 
 
 def _named(messages: Sequence[Message], cause: str) -> list[Message]:

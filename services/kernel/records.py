@@ -6,6 +6,9 @@ from typing import Any
 
 import orjson
 
+OTHER_COLUMNS = "\x1f"
+"""Stands for all columns that are not named; no column is called so."""
+
 # The separator, the escape, and control characters, which some stores and terminals cut or hide.
 _RESERVED = re.compile(r"[%/\x00-\x1f\x7f]")
 _ESCAPE = re.compile(r"%([0-9A-F]{2})")

@@ -69,7 +69,7 @@ class Runtime:
         await self.platform.log.create_topics(TOPICS)
         registrations = [service.register for service in self.services] + [self.operations.register]
         names = [name for service in self.services for name in service.service_names]
-        await self.server.start(registrations, [*names, *self.operations.service_names])
+        self.server.bind(registrations, [*names, *self.operations.service_names])
         for service in self.services:
             if service.start is not None:
                 await service.start()
@@ -81,7 +81,10 @@ class Runtime:
         self._supervise("checkpoints", self.platform.database.checkpoint_forever)
         self._supervise("retention", self._clean_forever)
         self._supervise("erasure", self.erasure.run)
+        self._supervise("rebuilds", self.operations.finish_rebuilds)
         self._supervise("health", self._report_health)
+        await asyncio.sleep(0)  # the processors have joined their groups: now a call can wait for them
+        await self.server.start()
         await self.server.set_healthy(healthy=True)
 
     def _supervise(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -173,7 +173,10 @@ class Database:
             finally:
                 self._current = None
             for callback in unit.on_commit:
-                callback()
+                try:
+                    callback()
+                except Exception:  # the unit lasts, whatever becomes of a cache: it must not be done again
+                    log.exception("sqlite.after_commit_failed")
             if cancelled:
                 raise asyncio.CancelledError
             # One unit at most in a round of the loop: queries are served between any two, however many processors work.
@@ -243,7 +246,7 @@ class Database:
             async with self._turn:
                 await _in_thread(self.writer, "VACUUM")
             with self._checkpointer() as connection:
-                while not await self._empty_wal(connection):
+                while not await self._empty_wal(connection):  # noqa: ASYNC110 - SQLite does not tell when readers end
                     await asyncio.sleep(CHECKPOINT_EVERY_S)
         except sqlite3.OperationalError as error:
             raise self._explain(error) from error
@@ -273,9 +276,7 @@ class Database:
         self._lock_file.close()
 
 
-async def _to_the_end(
-    work: Coroutine[Any, Any, T], on_cancel: Callable[[], None] = lambda: None
-) -> tuple[T, bool]:
+async def _to_the_end(work: Coroutine[Any, Any, T], on_cancel: Callable[[], None] = lambda: None) -> tuple[T, bool]:
     """Wait for work that must not be left half done; return whether the waiting task was cancelled meanwhile, too.
 
     A commit that runs on in its thread while the caller rolls back would leave the log's offsets behind the file's.
@@ -325,6 +326,21 @@ def _lock(folder: Path) -> IO[str]:
             "with --data"
         ) from None
     handle.truncate(0)
-    handle.write(f"process {os.getpid()}\n")
+    handle.write(f"{owner_of(os.getpid())}\n")
     handle.flush()
     return handle
+
+
+def owner_of(pid: int) -> str:
+    """Return how a process signs the folder that it has."""
+    return f"process {pid}"
+
+
+def holder(folder: Path) -> str | None:
+    """Return who has a folder, as it signs; None when nobody has it. Raises OSError when it has never been one."""
+    with (folder / LOCK_NAME).open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return handle.read().strip()
+    return None

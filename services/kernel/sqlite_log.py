@@ -7,8 +7,8 @@ commits: a reader cannot pass a record that is not committed yet.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 
 import orjson
 
@@ -38,6 +38,7 @@ SCHEMA = (
          name TEXT, topic TEXT, partition INTEGER, next_offset INTEGER NOT NULL, applied INTEGER NOT NULL,
          superseded INTEGER NOT NULL, waiting INTEGER NOT NULL, dead_lettered INTEGER NOT NULL,
          PRIMARY KEY (name, topic, partition)) WITHOUT ROWID""",
+    "CREATE TABLE log_muted (name TEXT PRIMARY KEY, topics TEXT NOT NULL) WITHOUT ROWID",
 )
 DEFAULT_PARTITIONS = 4
 
@@ -84,11 +85,13 @@ class SqliteLog:
         self._ends: Offsets = {}  # as committed: what a reader may see
         self._committed: dict[str, Offsets] = defaultdict(dict)
         self._groups: dict[str, list[SqliteConsumer]] = defaultdict(list)
+        self._inputs: dict[str, Collection[str]] = {}  # group -> what it consumes, even while it has no member
         self._appended, self._advanced = _Waiters(), _Waiters()
         self._open = asyncio.Event()  # closed while a rebuild wants the log to stand still
-        self._open.set()
-        self._muted: dict[str, frozenset[str]] = {}  # group -> the topics that it may publish to nevertheless
+        self._still = 0  # how many want it to stand still
+        self._muted: dict[str, Collection[str]] = {}  # group -> the topics that it may publish to nevertheless
         self._load()
+        self._open_or_close()
 
     def _load(self) -> None:
         reader = self._database.reader
@@ -101,6 +104,8 @@ class SqliteLog:
         rows = reader.execute("SELECT name, topic, partition, next_offset FROM log_groups")
         for group, topic, partition, offset in rows:
             self._committed[group][topic, partition] = offset
+        self._inputs = {group: {topic for topic, _ in places} for group, places in self._committed.items()}
+        self._muted = {group: orjson.loads(names) for group, names in reader.execute("SELECT * FROM log_muted")}
 
     # Topics -----------------------------------------------------------------------------------------------------
 
@@ -149,16 +154,24 @@ class SqliteLog:
 
     async def append(self, messages: Sequence[Message], *, durable: bool = True) -> common_pb2.Position:
         """Append all messages, or none; waits while a rebuild wants the log to stand still."""
-        await self._open.wait()
-        async with self._database.transaction(durable=durable) as unit:
+        async with self.unit_from_outside(durable=durable) as unit:
             unit.emit(messages)
             touched = {(m.topic, self._partition(m)) for m in messages}
             ends = {place: self._next[place] for place in touched}
         return position_of(ends)
 
-    async def wait_open(self) -> None:
-        """Wait while a rebuild wants the log to stand still; for those who publish in a unit of work of their own."""
-        await self._open.wait()
+    @asynccontextmanager
+    async def unit_from_outside(self, *, durable: bool = False) -> AsyncIterator[Transaction]:
+        """Open a unit of work in which somebody publishes who is no processor; see `Database.transaction`.
+
+        Waits while a rebuild wants the log to stand still.
+        """
+        while True:
+            await self._open.wait()
+            async with self._database.transaction(durable=durable) as unit:
+                if self._open.is_set():  # it may have been closed while this waited for its turn
+                    yield unit
+                    return
 
     def _partition(self, message: Message) -> int:
         if message.partition is not None:
@@ -250,7 +263,7 @@ class SqliteLog:
             self._committed[group].get((place.topic, place.partition), 0) >= place.offset
             for group in groups
             for place in position.offsets
-            if any(place.topic in member.topics for member in self._groups[group])
+            if place.topic in self._inputs.get(group, ())
         )
 
     async def wait_for(self, topics: Collection[str], seen: Offsets, timeout_s: float) -> bool:
@@ -277,6 +290,7 @@ class SqliteLog:
             self.partitions(topic)
         member = SqliteConsumer(self, self._database, group, tuple(topics))
         self._groups[group].append(member)
+        self._inputs[group] = {topic for each in self._groups[group] for topic in each.topics}
         self._rebalance(group)
         return member
 
@@ -368,12 +382,15 @@ class SqliteLog:
                     times.extend(row or ())
         return min(times, default=None)
 
-    def count(self, topic: str) -> int:
+    async def count(self, topic: str) -> int:
         """Return how many records a topic holds."""
-        return sum(
-            self._database.reader.execute(f"SELECT count(*) FROM {self.table(topic, p)}").fetchone()[0]
-            for p in range(self.partitions(topic))
-        )
+        tables = [self.table(topic, partition) for partition in range(self.partitions(topic))]
+
+        def counted() -> int:
+            with self._database.snapshot() as connection:
+                return sum(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
+
+        return await asyncio.to_thread(counted)  # it reads all of them
 
     def topics(self) -> list[str]:
         """Return the names of all topics."""
@@ -394,13 +411,24 @@ class SqliteLog:
 
         unit.on_commit.append(reset)
 
-    @contextmanager
-    def standing_still(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[None]:
         """Make appends from outside wait; processors still publish."""
-        self._open.clear()
+        self._still += 1
+        self._open_or_close()
         try:
+            async with self._database.transaction():
+                pass  # whoever had begun is done
             yield
         finally:
+            self._still -= 1
+            self._open_or_close()
+
+    def _open_or_close(self) -> None:
+        """While groups are muted it stays closed: what came in meanwhile would lead to nothing."""
+        if self._still or self._muted:
+            self._open.clear()
+        else:
             self._open.set()
 
     def positions_of(self, group: str, topics: Collection[str]) -> Offsets:
@@ -415,20 +443,36 @@ class SqliteLog:
         """Tell whether a group is being rebuilt: its background work must not publish again either."""
         return group in self._muted
 
-    @contextmanager
-    def muted(self, groups: Collection[str], except_topics: Collection[str]) -> Iterator[None]:
-        """Keep groups from publishing, except to some topics: what they would publish is in the log already."""
-        self._muted.update(dict.fromkeys(groups, frozenset(except_topics)))
-        try:
-            yield
-        finally:
+    def mute(self, unit: Transaction, groups: Collection[str], except_topics: Collection[str]) -> None:
+        """Keep groups from publishing, except to some topics: what they would publish is in the log already.
+
+        It lasts until `unmute`, even if the process ends before.
+        """
+        names = orjson.dumps(sorted(except_topics)).decode()
+        unit.executemany("INSERT OR REPLACE INTO log_muted VALUES (?, ?)", [(group, names) for group in groups])
+
+        def muted() -> None:
+            self._muted.update(dict.fromkeys(groups, except_topics))
+            self._open_or_close()
+
+        unit.on_commit.append(muted)
+
+    def unmute(self, unit: Transaction, groups: Collection[str]) -> None:
+        """Let groups publish again."""
+        unit.executemany("DELETE FROM log_muted WHERE name=?", [(group,) for group in groups])
+
+        def unmuted() -> None:
             for group in groups:
                 self._muted.pop(group, None)
+            self._open_or_close()
+
+        unit.on_commit.append(unmuted)
 
     def floor(self, topic: str, partition: int) -> int:
         """Return the offset below which every group that consumes a partition is done with it."""
-        offsets = [places[topic, partition] for places in self._committed.values() if (topic, partition) in places]
-        return min(offsets, default=self._ends[topic, partition])
+        place = (topic, partition)
+        offsets = [self.next_of(group, place) for group, names in self._inputs.items() if topic in names]
+        return min(offsets, default=self._ends[place])
 
     def places(self) -> list[tuple[TopicSpec, int]]:
         """Return every partition of every topic."""
@@ -443,6 +487,7 @@ class SqliteConsumer:
         self.topics = topics
         self.assigned: tuple[tuple[str, int], ...] = ()
         self._log, self._database = log, database
+        self._starts: Offsets = {}  # of the last batch of each partition
         self._turn = 0
 
     async def poll(self, max_records: int, max_bytes: int) -> Batch:
@@ -456,7 +501,8 @@ class SqliteConsumer:
                     records = await self._log.read(*place, offset, max_records=max_records, max_bytes=max_bytes)
                     # Compaction may have left nothing between here and the end.
                     end = records[-1].offset + 1 if records else (await self._log.end(place[0]))[place[1]]
-                    return Batch(*place, records, end)
+                    self._starts[place] = offset
+                    return Batch(*place, records, offset, end)
             await self._log.wait_appended(self.topics)
 
     @asynccontextmanager
@@ -467,10 +513,11 @@ class SqliteConsumer:
 
     async def commit(self, progress: Progress) -> None:
         """Publish the outputs and advance the group, within the open unit."""
-        if (progress.topic, progress.partition) not in self.assigned:
-            raise PartitionLostError(
-                f"{progress.topic}/{progress.partition} has moved to another member of {self.group}"
-            )
+        place = (progress.topic, progress.partition)
+        stands = self._log.next_of(self.group, place)
+        # It may have moved away and come back: then somebody else has done the batch.
+        if place not in self.assigned or stands != self._starts.get(place, stands):
+            raise PartitionLostError(f"{place[0]}/{place[1]} has moved to another member of {self.group}")
         self._log.advance(self._database.unit, progress)
 
     async def close(self) -> None:

@@ -5,7 +5,9 @@ short, so that processors and queries have their turn in between.
 """
 
 import asyncio
+import bisect
 import itertools
+import sys
 import time
 import zlib
 from collections import defaultdict
@@ -16,7 +18,7 @@ from services.kernel.sqlite import Database
 from services.kernel.sqlite_log import SqliteLog
 from services.kernel.topics import Cleanup, TopicSpec
 
-SLICE_RECORDS = 10_000  # what one unit of work looks at
+SLICE_RECORDS = 2_000  # what one unit of work looks at
 KEYS_PER_PASS = 200_000  # what one pass of compaction keeps in memory
 
 
@@ -76,8 +78,7 @@ class Retention:
     async def _retain(self, spec: TopicSpec, partition: int, now_ms: int) -> int:
         bound = min(self._log.floor(spec.name, partition), await self._first_to_keep(spec, partition, now_ms))
         table, removed = self._log.table(spec.name, partition), 0
-        first = self._database.reader.execute(f"SELECT min(offset) FROM {table}").fetchone()[0]
-        for _, stop in _slices(bound if first is None else first, bound):
+        for _, stop in self._slices(table, bound):
             async with self._database.transaction() as unit:
                 removed += unit.execute(f"DELETE FROM {table} WHERE offset<?", (stop,)).rowcount
         return removed
@@ -87,12 +88,14 @@ class Retention:
         table, bound = self._log.table(spec.name, partition), 0
         end = (await self._log.end(spec.name))[partition]
         if spec.retention_ms is not None:
-            # Times of appending only grow, so the first young record ends the search.
-            row = self._database.reader.execute(
-                f"SELECT offset FROM {table} WHERE appended_ms>? ORDER BY offset LIMIT 1",
-                (now_ms - spec.retention_ms,),
-            ).fetchone()
-            bound = row[0] if row else end
+            # Times of appending only grow.
+            sql = f"SELECT appended_ms FROM {table} WHERE offset>=? ORDER BY offset LIMIT 1"
+
+            def appended_ms(offset: int) -> int:
+                row = self._database.reader.execute(sql, (offset,)).fetchone()
+                return row[0] if row else sys.maxsize
+
+            bound = bisect.bisect_right(range(end), now_ms - spec.retention_ms, key=appended_ms)
         if spec.retention_bytes is not None:
             with self._database.snapshot() as connection:
                 sizes = connection.execute(
@@ -107,12 +110,11 @@ class Retention:
     async def _compact(self, spec: TopicSpec, partition: int, now_ms: int) -> int:
         """Remove what a later record of the same key supersedes, and old tombstones."""
         table, floor = self._log.table(spec.name, partition), self._log.floor(spec.name, partition)
-        held = self._database.reader.execute(f"SELECT count(*) FROM {table} WHERE offset<?", (floor,)).fetchone()[0]
         # Only the keys of one pass are in memory at a time, whatever the size of the partition.
-        passes, removed = held // KEYS_PER_PASS + 1, 0
+        passes, removed = sum(1 for _ in self._slices(table, floor)) * SLICE_RECORDS // KEYS_PER_PASS + 1, 0
         for turn in range(passes):
             newest = await self._newest(table, floor, passes, turn)
-            for start, stop in _slices(0, floor):
+            for start, stop in self._slices(table, floor):
                 rows = self._database.reader.execute(
                     f"SELECT offset, key, value IS NULL FROM {table} "
                     "WHERE offset>=? AND offset<? AND appended_ms<=? AND key IS NOT NULL",
@@ -127,10 +129,20 @@ class Retention:
                 await asyncio.sleep(0)
         return removed
 
+    def _slices(self, table: str, end: int) -> Iterator[tuple[int, int]]:
+        """Cut what a partition holds below an offset into slices, however many offsets have no record any more."""
+        sql = f"SELECT offset FROM {table} WHERE offset>=? AND offset<? ORDER BY offset LIMIT 1 OFFSET ?"
+        start = 0
+        while start < end:
+            row = self._database.reader.execute(sql, (start, end, SLICE_RECORDS)).fetchone()
+            stop = row[0] if row else end
+            yield start, stop
+            start = stop
+
     async def _newest(self, table: str, floor: int, passes: int, turn: int) -> dict[bytes, int]:
         """Return the newest offset below `floor` of every key whose turn it is."""
         newest: dict[bytes, int] = {}
-        for start, stop in _slices(0, floor):
+        for start, stop in self._slices(table, floor):
             rows = self._database.reader.execute(
                 f"SELECT key, offset FROM {table} WHERE offset>=? AND offset<? AND key IS NOT NULL ORDER BY offset",
                 (start, stop),
@@ -138,9 +150,3 @@ class Retention:
             newest.update((key, offset) for key, offset in rows if zlib.crc32(key) % passes == turn)
             await asyncio.sleep(0)
         return newest
-
-
-def _slices(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Cut a range of offsets into slices."""
-    for begin in range(start, stop, SLICE_RECORDS):
-        yield begin, min(begin + SLICE_RECORDS, stop)

@@ -19,7 +19,12 @@ LAG = Gauge("headwater_lag_records", "Records in the log that a group has not re
 def configure_logging(level: str = "INFO", *, as_json: bool = False) -> None:
     """Send log lines to standard error: for people, or one JSON object a line."""
     renderer = (
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,  # the other ones show variables, and so personal data
+        )
     )
     structlog.configure(
         processors=[

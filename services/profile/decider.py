@@ -5,12 +5,13 @@ two topics are read: the row, fenced by the source's position, and the assignmen
 kept even while no assignment has come (it may be on its way, and for hotels and flights none ever comes), but only
 a row that is assigned touches a profile.
 
-A change may leave out columns that it did not change (`unavailable`). Their values are kept, together with the
+A change may leave out columns that it did not change (`unavailable`, or all that a `partial` one does not name). Their
+values are kept, together with the
 position at which each is known, so that an older change that arrives late still fills them in: the row is then the
 same as if everything had come in order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -23,6 +24,7 @@ from services.kernel.errors import InvalidInputError
 from services.kernel.log import SEPARATOR, Message, Record
 from services.kernel.positions import newer
 from services.kernel.processor import APPLIED, SUPERSEDED, Decision
+from services.kernel.records import OTHER_COLUMNS
 from services.profile.rows import Entity, Row, Rows
 
 DELETE = ingest_pb2.OPERATION_DELETE
@@ -95,30 +97,41 @@ def _change(state: Rows, record: Record, change: ingest_pb2.Change) -> Decision:
 def _body(row: Row | None, change: ingest_pb2.Change) -> tuple[str, dict[str, str] | None]:
     """Return the row that a change makes, as JSON, and where the columns that it leaves out are known from."""
     values = _values(change)
-    if not change.unavailable:
+    if not change.unavailable and not change.partial:
         return change.after_json, None
     before = orjson.loads(row.body) if row is not None and row.body is not None else {}
-    known_at = {}
-    for column in change.unavailable:
-        if row is None or row.position is None:
-            known_at[column] = ""
-        else:
-            known_at[column] = (row.known_at or {}).get(column, row.position)
-        if column in before:
-            values[column] = before[column]
-    return _encoded(values), known_at
+    known_before = (row.known_at or {}) if row is not None else {}
+    here = (row.position or "") if row is not None else ""
+
+    def known(column: str) -> str:
+        return known_before.get(column, here if column in before else known_before.get(OTHER_COLUMNS, here))
+
+    left_out: Iterable[str] = change.unavailable
+    if change.partial:
+        left_out = {*left_out, OTHER_COLUMNS, *before, *known_before} - values.keys()
+    known_at = {column: known(column) for column in left_out}
+    return _encoded(values | {column: before[column] for column in left_out if column in before}), known_at
 
 
 def _fill(state: Rows, record: Record, row: Row, older: ingest_pb2.Change) -> Decision:
     """Take from a change that came late what newer ones left out."""
-    values = {} if older.operation == DELETE else _values(older)
-    unavailable = set(older.unavailable)
-    columns = [c for c, at in (row.known_at or {}).items() if c not in unavailable and newer(older.position, at)]
-    if not columns or row.body is None or row.known_at is None:
+    if row.body is None or row.known_at is None:
         return SUPERSEDED
-    body = orjson.loads(row.body)
+    values = {} if older.operation == DELETE else _values(older)
+    body, known_at = orjson.loads(row.body), row.known_at
+    unnamed_at = known_at.get(OTHER_COLUMNS)
+    if unnamed_at is not None and newer(older.position, unnamed_at):
+        for column in (*values, *older.unavailable):
+            if column not in body:
+                known_at.setdefault(column, unnamed_at)
+    silent = set(older.unavailable)
+    if older.partial:
+        silent |= known_at.keys() - values.keys()
+    columns = [column for column, at in known_at.items() if column not in silent and newer(older.position, at)]
+    if not columns:
+        return SUPERSEDED
     for column in columns:
-        row.known_at[column] = older.position
+        known_at[column] = older.position
         body.pop(column, None)
         if column in values:
             body[column] = values[column]

@@ -1,13 +1,11 @@
 """The settings of the profile service: the table [profile] of the configuration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from services.kernel.errors import InvalidInputError
-
-T = TypeVar("T")
+from services.kernel.settings import Section
 
 EXCLUDED_BY_DEFAULT = (
     "*password*", "*passwd*", "pwd", "*secret*", "*api_key*", "*private_key*", "*access_token*", "*refresh_token*",
@@ -64,75 +62,28 @@ class Settings:
     @classmethod
     def from_config(cls, table: Mapping[str, Any]) -> "Settings":
         """Read the table [profile]; raises InvalidInputError that names the setting which is wrong."""
-        _known("profile", table, ("fields", "only_declared", "exclude", "consent", "policies", "records_max"))
-        defaults = cls()
+        read = Section("profile", table, cls())
+        fields, consent, policies = read.section("fields"), read.section("consent"), read.section("policies")
         return cls(
-            fields={
-                name.lower(): _field_rule(f"profile.fields.{name}", rule)
-                for name, rule in _table("profile.fields", table.get("fields", {})).items()
-            },
-            only_declared=_typed("profile.only_declared", table.get("only_declared", False), bool),
-            exclude=tuple(p.lower() for p in _texts("profile.exclude", table.get("exclude", defaults.exclude))),
-            consent={
-                purpose: _typed(f"profile.consent.{purpose}", name, str).lower()
-                for purpose, name in _table("profile.consent", table.get("consent", {})).items()
-            },
-            policies={
-                name.lower(): frozenset(_texts(f"profile.policies.{name}", purposes))
-                for name, purposes in _table("profile.policies", table.get("policies", {})).items()
-            },
-            records_max=_positive("profile.records_max", table.get("records_max", defaults.records_max)),
+            fields={name.lower(): _field_rule(fields, name) for name in fields.values},
+            only_declared=read.flag("only_declared"),
+            exclude=tuple(pattern.lower() for pattern in read.texts("exclude")),
+            consent={purpose: consent.text(purpose).lower() for purpose in consent.values},
+            policies={name.lower(): frozenset(policies.texts(name)) for name in policies.values},
+            records_max=read.whole("records_max"),
         )
 
 
-def _field_rule(where: str, value: Any) -> FieldRule:
-    table = _table(where, value)
-    _known(where, table, ("from", "rule"))
-    columns = tuple(_column(f"{where}.from", text) for text in _texts(f"{where}.from", table.get("from", ())))
-    if not columns:
-        raise InvalidInputError(f"{where}.from is missing: list its columns, for example crm.customers.full_name")
-    name = table.get("rule", Rule.LATEST.value)
-    try:
-        return FieldRule(columns, Rule(name))
-    except ValueError:
-        rules = ", ".join(rule.value for rule in Rule)
-        raise InvalidInputError(f"{where}.rule: there is no rule {name!r}; there are {rules}") from None
+def _field_rule(fields: Section, name: str) -> FieldRule:
+    read = fields.section(name, FieldRule((), Rule.LATEST), names=("from", "rule"))
+    columns = tuple(_column(read, text) for text in read.texts("from", least=1))
+    return FieldRule(columns, Rule(read.choice("rule", Rule)))
 
 
-def _column(where: str, text: str) -> ColumnName:
+def _column(read: Section, text: str) -> ColumnName:
     """Read source.entity.column; an entity may itself hold dots, as public.customers does."""
     source, _, rest = text.partition(".")
     entity, _, column = rest.rpartition(".")
     if not (source and entity and column):
-        raise InvalidInputError(f"{where}: {text!r} is not source.entity.column, for example crm.customers.full_name")
+        raise read.refusal("from", f"holds {text!r}: write source.entity.column, for example crm.customers.full_name")
     return ColumnName(source, entity, column.lower())
-
-
-def _known(where: str, table: Mapping[str, Any], names: Sequence[str]) -> None:
-    if unknown := sorted(set(table) - set(names)):
-        raise InvalidInputError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}")
-
-
-def _table(where: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InvalidInputError(f"{where} must be a table, not {value!r}")
-    return value
-
-
-def _texts(where: str, value: Any) -> Sequence[str]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
-        raise InvalidInputError(f"{where} must be a list of texts, not {value!r}")
-    return value
-
-
-def _typed(where: str, value: Any, kind: type[T]) -> T:
-    if type(value) is not kind:
-        raise InvalidInputError(f"{where} must be {kind.__name__}, not {value!r}")
-    return value
-
-
-def _positive(where: str, value: Any) -> int:
-    number = _typed(where, value, int)
-    if number < 1:
-        raise InvalidInputError(f"{where} must be 1 or more, not {number}")
-    return number

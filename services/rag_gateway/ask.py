@@ -46,17 +46,19 @@ class Gateway:
         """
         started = time.perf_counter()
         prepared = await self._preparer.prepare(question)
-        yield service_pb2.AskResponse(context=prepared.context)
+        answer_id = f"a_{unique(prepared.asked_at)}"
+        yield service_pb2.AskResponse(context=prepared.context, answer_id=answer_id)
         given = Given(model=extract.MODEL)
         async for words in self._answerer.words(prepared, given):
-            yield service_pb2.AskResponse(text=words)
+            yield service_pb2.AskResponse(text=words, answer_id=answer_id)
         citations = await self._answerer.checked(prepared, given)
-        turn = self._turn(prepared, given, citations, (time.perf_counter() - started) * 1000)
+        turn = self._turn(answer_id, prepared, given, citations, (time.perf_counter() - started) * 1000)
         key = key_of(turn.tenant, turn.conversation_id)
         await self._log.append([message_of(topics.CONVERSATIONS, key, turn, int(prepared.asked_at * 1000))])
         latency_s = time.perf_counter() - started
         _count(prepared, given, citations, latency_s)
-        yield service_pb2.AskResponse(answer=_answer_of(turn, prepared, given, latency_s * 1000))
+        answer = _answer_of(turn, prepared, given, latency_s * 1000)
+        yield service_pb2.AskResponse(answer=answer, answer_id=answer_id)
 
     async def compose(self, question: service_pb2.Question) -> service_pb2.ComposeResponse:
         """Return the context and the prompt, without asking a model."""
@@ -64,13 +66,18 @@ class Gateway:
         return service_pb2.ComposeResponse(context=prepared.context, messages=prompt_of(prepared))
 
     def _turn(
-        self, prepared: Prepared, given: Given, citations: Sequence[events_pb2.Citation], latency_ms: float
+        self,
+        answer_id: str,
+        prepared: Prepared,
+        given: Given,
+        citations: Sequence[events_pb2.Citation],
+        latency_ms: float,
     ) -> events_pb2.TurnCompleted:
         profile = prepared.gathered.profile
         turn = events_pb2.TurnCompleted(
             tenant=prepared.question.tenant or DEFAULT_TENANT,
             conversation_id=prepared.conversation_id,
-            answer_id=f"a_{unique(prepared.asked_at)}",
+            answer_id=answer_id,
             question=prepared.question.text,
             answer=given.text,
             profile_id=profile.profile_id if profile is not None else "",

@@ -58,7 +58,7 @@ def question_of(document: Mapping[str, Any], tenant: str) -> service_pb2.Questio
     question.access.extend(access)
     timeout_s = document.get("at_least_timeout_s")
     if timeout_s is not None:
-        if not isinstance(timeout_s, int | float) or not 0 <= timeout_s <= 3600:
+        if type(timeout_s) not in (int, float) or not 0 <= timeout_s <= 3600:
             raise InvalidInputError("at_least_timeout_s: send seconds, from 0 to 3600")
         question.at_least_timeout.FromMilliseconds(int(timeout_s * 1000))
     return question

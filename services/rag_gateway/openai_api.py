@@ -1,7 +1,8 @@
 """POST /v1/chat/completions and GET /v1/models, as OpenAI's clients speak.
 
-Who asks is `user`, as kind:value, or `metadata.as`; `metadata` may also hold conversation_id, at_least and access
-(labels separated by commas). The answer carries a field `headwater` with citations, freshness and ids.
+Who asks is `user`, as kind:value, or `metadata.as`; `metadata` may also hold conversation_id, at_least, access (labels
+separated by commas), at_least_timeout_s, budget_tokens and top_k, the numbers as texts too. The answer carries a
+field `headwater` with citations, freshness and ids.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from services.rag_gateway.http_errors import body_of, event_stream, json_body, j
 from services.rag_gateway.http_json import as_json, identifier_of, question_of
 
 MODEL = "headwater"
+_NUMBERS = {"at_least_timeout_s": float, "budget_tokens": int, "top_k": int}
 _NOT_OFFERED = ("tools", "functions", "logprobs", "audio")
 
 
@@ -81,7 +83,7 @@ async def _stream(
     usage: bool,
 ) -> None:
     """Send the pieces as chunks; the last one carries `headwater`."""
-    name = f"chatcmpl-{created}"
+    name = f"chatcmpl-{first.answer_id}"
     await send(response, _chunk(name, created, {"role": "assistant", "content": ""}))
     try:
         piece: service_pb2.AskResponse | None = first
@@ -126,9 +128,22 @@ def _question(body: dict[str, Any], tenant: str) -> service_pb2.Question:
     access = metadata.get("access", "")
     if isinstance(access, str):
         access = [label.strip() for label in access.split(",") if label.strip()]
-    question = question_of({**metadata, "access": access, "question": said[-1].content}, tenant)
+    question = question_of({**_with_numbers(metadata), "access": access, "question": said[-1].content}, tenant)
     question.history.extend(said[:-1])
     return question
+
+
+def _with_numbers(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata with numbers where texts stand for them: OpenAI's clients send no other values than texts."""
+    read = dict(metadata)
+    for name, kind in _NUMBERS.items():
+        if isinstance(text := read.get(name), str):
+            try:
+                read[name] = kind(text)
+            except ValueError:
+                number = "a whole number" if kind is int else "a number"
+                raise InvalidInputError(f"metadata.{name}: {text!r:.60} is not {number}") from None
+    return read
 
 
 def _role(message: Any) -> str:

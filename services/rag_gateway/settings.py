@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.kernel.errors import InvalidInputError
-from services.kernel.settings import from_table
+from services.kernel.settings import Section
 
 TOP_K_MAX = 100
 BUDGET_TOKENS_MAX = 1_000_000
+TIMEOUT_S_MIN, TIMEOUT_S_MAX = 0.001, 3600
+TEMPERATURE_MAX = 2  # of OpenAI's API
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class LlmSettings:
             in the configuration.
         timeout_s: the longest that a whole answer may take, in seconds.
         max_tokens: the longest answer.
-        temperature: 0 is the most repeatable.
+        temperature: 0 is the most repeatable, 2 the least.
         prompt_price: the price of a million tokens of prompts, in your currency.
         answer_price: the price of a million tokens of answers.
     """
@@ -64,29 +65,35 @@ class Settings:
     @classmethod
     def from_config(cls, table: Mapping[str, Any]) -> "Settings":
         """Read the table [rag_gateway]; raises InvalidInputError that names the setting which is wrong."""
-        llm = table.get("llm", {})
-        if not isinstance(llm, Mapping):
-            raise InvalidInputError(f"rag_gateway.llm must be a table, not {llm!r}")
-        settings = from_table(cls, {**table, "llm": from_table(LlmSettings, llm, "rag_gateway.llm")}, "rag_gateway")
-        _check(settings)
-        return settings
+        read = Section("rag_gateway", table, cls())
+        return cls(
+            llm=_llm(read.section("llm", LlmSettings())),
+            budget_tokens=read.whole("budget_tokens", 1, BUDGET_TOKENS_MAX),
+            top_k=read.whole("top_k", 1, TOP_K_MAX),
+            at_least_timeout_s=_timeout_s(read, "at_least_timeout_s"),
+            profile_timeout_s=_timeout_s(read, "profile_timeout_s"),
+            search_timeout_s=_timeout_s(read, "search_timeout_s"),
+            conversation_timeout_s=_timeout_s(read, "conversation_timeout_s"),
+            purpose=read.text("purpose"),
+        )
 
 
-def _check(settings: Settings) -> None:
-    llm = settings.llm
-    if bool(llm.base_url) != bool(llm.model):
-        missing = "model" if llm.base_url else "base_url"
-        raise InvalidInputError(f"rag_gateway.llm.{missing} is missing: a model needs both base_url and model")
-    if llm.base_url and not llm.base_url.startswith(("http://", "https://")):
-        raise InvalidInputError(f"rag_gateway.llm.base_url: {llm.base_url!r} does not begin with http:// or https://")
-    _between("budget_tokens", settings.budget_tokens, 1, BUDGET_TOKENS_MAX)
-    _between("top_k", settings.top_k, 1, TOP_K_MAX)
-    _between("llm.max_tokens", llm.max_tokens, 1, BUDGET_TOKENS_MAX)
-    for name in ("at_least_timeout_s", "profile_timeout_s", "search_timeout_s", "conversation_timeout_s"):
-        _between(name, getattr(settings, name), 0.001, 3600)
-    _between("llm.timeout_s", llm.timeout_s, 0.001, 3600)
+def _llm(read: Section) -> LlmSettings:
+    settings = LlmSettings(
+        base_url=read.url("base_url"),
+        model=read.text("model"),
+        api_key_env=read.text("api_key_env"),
+        timeout_s=_timeout_s(read, "timeout_s"),
+        max_tokens=read.whole("max_tokens", 1, BUDGET_TOKENS_MAX),
+        temperature=read.number("temperature", 0, TEMPERATURE_MAX),
+        prompt_price=read.number("prompt_price", 0),
+        answer_price=read.number("answer_price", 0),
+    )
+    if bool(settings.base_url) != bool(settings.model):
+        missing = "model" if settings.base_url else "base_url"
+        raise read.refusal(missing, "is missing: a model needs both base_url and model")
+    return settings
 
 
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InvalidInputError(f"rag_gateway.{name} must be between {low} and {high}, not {value}")
+def _timeout_s(read: Section, name: str) -> float:
+    return read.number(name, TIMEOUT_S_MIN, TIMEOUT_S_MAX)

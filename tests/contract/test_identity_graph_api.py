@@ -20,7 +20,7 @@ from services.kernel.records import record_key
 from tests.conftest import Running, RunService
 
 T0_MS = 1_700_000_000_000
-SETTINGS = {"identity_graph": {"kinds": {"device": {"max_records": 3}}}}
+SETTINGS = {"identity_graph": {"kinds": {"device": {"records_max": 3}}}}
 Operation = ingest_pb2.Operation
 
 
@@ -53,7 +53,17 @@ class Graph:
         return message_of(topics.CHANGES, key_of(tenant, event.record), event, at_ms)
 
     def heartbeat(self, source: str, at: int) -> list[Message]:
-        event = ingest_pb2.Change(source=source, operation=Operation.OPERATION_HEARTBEAT)
+        return self._everywhere(ingest_pb2.Change(source=source, operation=Operation.OPERATION_HEARTBEAT), at)
+
+    def truncation(self, source: str, entity: str) -> list[Message]:
+        self._position += 1
+        position = f"pg:{source}:{self._position:020d}"
+        change = ingest_pb2.Change(
+            source=source, entity=entity, operation=Operation.OPERATION_TRUNCATE, position=position
+        )
+        return self._everywhere(change, self._position)
+
+    def _everywhere(self, event: ingest_pb2.Change, at: int) -> list[Message]:
         at_ms = T0_MS + at * 1000
         event.occurred_at.FromMilliseconds(at_ms)
         partitions = range(self.log.partitions(topics.CHANGES))
@@ -283,6 +293,8 @@ async def test_a_rebuild_gives_the_same_graph_and_later_assignments_are_newer(gr
     newest = events_pb2.RecordAssigned.FromString((await graph.read(topics.ASSIGNMENTS))[-1].value or b"")
     generations = [events_pb2.RecordAssigned.FromString(r.value).generation for r in before if r.value]
     assert newest.generation > max(generations)
+    await graph.feed(*graph.truncation("web", "signups"))
+    assert [record for record, _ in await graph.clusters()] == ["crm/customers/1"]
 
 
 async def test_freshness_tells_what_sources_said_and_what_waits(graph: Graph) -> None:

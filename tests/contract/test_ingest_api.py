@@ -95,6 +95,12 @@ async def test_a_pushed_change_is_completed_and_appended_under_its_record(runnin
     assert record.timestamp_ms == found.occurred_at.ToMilliseconds() > 0
 
 
+async def test_a_pushed_position_that_is_no_number_has_a_domain_of_its_own(running: Running, stub: Any) -> None:
+    await push(stub, service_pb2.PushRequest(changes=[change(position="file.9/10")]))
+    (found,) = await changes(running.platform.log)
+    assert found.position.startswith("native-text:crm:file.")
+
+
 async def test_the_time_of_a_change_becomes_the_time_of_its_record(running: Running, stub: Any) -> None:
     pushed = change()
     pushed.occurred_at.FromMilliseconds(1_795_456_757_601)

@@ -17,10 +17,11 @@ from aiohttp import web
 from headwater.ingest.v1 import events_pb2, service_pb2_grpc
 from services.ingest.app import build
 from services.ingest.client import Totals, push_file
-from services.ingest.http_api import add_routes
+from services.ingest.http_api import ARRAY_BYTES_MAX, add_routes
 from services.kernel import topics
 from services.kernel.errors import InvalidInputError, NotFoundError, UnavailableError
 from services.kernel.log import decode_token
+from services.kernel.settings import DOCUMENT_BYTES, DOCUMENT_BYTES_MAX
 from services.rag_gateway.http_api import build_http
 from tests.conftest import Running, RunService
 
@@ -273,3 +274,20 @@ async def test_documents_over_http(running: Running, http: aiohttp.ClientSession
         ("faq/7", delete, [], ""),
         ("faq/a/b.md", put, ["staff", "hr"], "text/markdown"),
     ]
+
+
+async def test_an_array_beyond_the_limit_is_refused_with_the_limit(http: aiohttp.ClientSession) -> None:
+    status, answer = await post(http, "/v1/changes", b'["' + b"x" * ARRAY_BYTES_MAX + b'"]')
+    assert status == 400
+    assert f"an array of more than {ARRAY_BYTES_MAX:,} bytes" in answer["error"]["message"]
+    assert "JSON lines" in answer["error"]["message"]
+
+
+async def test_a_document_beyond_the_limit_is_refused_with_the_limit(http: aiohttp.ClientSession) -> None:
+    status, answer = await post(http, "/v1/documents?name=a.txt", b"x" * (DOCUMENT_BYTES + 1))
+    assert status == 400
+    assert f"the limit is {DOCUMENT_BYTES:,}" in answer["error"]["message"]
+    assert "document_bytes_max in [ingest]" in answer["error"]["message"]
+    status, answer = await post(http, "/v1/documents?name=a.txt", b"x" * (DOCUMENT_BYTES_MAX + 1))
+    assert status == 400
+    assert f"a document of more than {DOCUMENT_BYTES_MAX:,} bytes" in answer["error"]["message"]

@@ -15,7 +15,7 @@ from headwater.common.v1 import events_pb2 as common_pb2
 from headwater.ingest.v1 import events_pb2
 from services.ingest.folder_source import FolderSource
 from services.ingest.folder_store import SCHEMA
-from services.ingest.settings import from_config
+from services.ingest.settings import Settings
 from services.kernel import topics
 from services.kernel.positions import newer
 from services.kernel.sqlite import Database
@@ -40,7 +40,7 @@ class Watched:
 
     def source(self, **folder: Any) -> FolderSource:
         table = {"folders": [{"path": str(self.root), "source": "policies", **folder}], **self.limits}
-        settings = from_config(table)
+        settings = Settings.from_config(table)
         return FolderSource(settings.folders[0], settings, self.database, self.log, time.time)
 
     limits: dict[str, Any] = {}  # noqa: RUF012 - set by a test for itself

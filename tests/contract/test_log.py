@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from services.kernel import sqlite_retention
 from services.kernel.errors import InvalidInputError
 from services.kernel.log import (
     Message,
@@ -218,3 +219,79 @@ def test_a_bad_token_is_refused_or_decodes(text: str) -> None:
 
 def test_an_empty_tenant_is_the_default_one() -> None:
     assert key_of("", "a") == key_of("default", "a") != key_of("other", "a")
+
+
+async def test_a_position_is_not_reached_while_the_group_has_no_member(database: Database, log: SqliteLog) -> None:
+    position = await log.append([message(CHANGES, "a", "1"), message(CHANGES, "a", "2")])
+    consumer = log.consumer("g", [CHANGES])
+    batch = await consumer.poll(1, 1 << 20)
+    async with consumer.unit():
+        await consumer.commit(progress("g", batch.topic, batch.partition, batch.next_offset))
+    await consumer.close()
+    assert not await log.wait_committed(["g"], position, 0)
+    assert not await SqliteLog(database).wait_committed(["g"], position, 0)  # as after a restart
+
+
+async def test_a_batch_that_another_member_did_meanwhile_is_refused(log: SqliteLog) -> None:
+    await log.append([message(CHANGES, "a", "1", partition=1)])
+    one = log.consumer("g", [CHANGES])
+    mine = await one.poll(10, 1 << 20)
+    two = log.consumer("g", [CHANGES])
+    theirs = await two.poll(10, 1 << 20)
+    assert mine == theirs
+    async with two.unit():
+        await two.commit(progress("g", CHANGES, 1, theirs.next_offset))
+    await two.close()  # the partition is back
+    with pytest.raises(PartitionLostError):
+        async with one.unit():
+            await one.commit(progress("g", CHANGES, 1, mine.next_offset))
+
+
+async def test_what_a_group_has_not_begun_to_read_is_kept(log: SqliteLog, retention: Retention) -> None:
+    await log.create_topics([TopicSpec("short", Cleanup.DELETE, partitions=1, retention_ms=1000)])
+    await log.append([message("short", "k", "v")])
+    log.consumer("g", ["short"])
+    assert await retention.clean(now_ms=1 << 62) == 0
+
+
+async def test_a_large_partition_is_cleaned_in_slices(
+    log: SqliteLog, retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_retention, "SLICE_RECORDS", 7)
+    monkeypatch.setattr(sqlite_retention, "KEYS_PER_PASS", 10)
+    await log.create_topics([TopicSpec("short", Cleanup.DELETE, partitions=1, retention_ms=1000)])
+    await log.append([message("short", "k", "v") for _ in range(50)])
+    await log.append([message(PROFILES, f"k{n % 5}", str(n), 0) for n in range(50)])
+    assert await retention.clean(now_ms=1 << 62) == 50 + 45
+    await log.append([message(PROFILES, f"k{n % 5}", str(n), 0) for n in range(50, 60)])
+    assert await retention.clean(now_ms=1 << 62) == 10
+    assert sorted(row[3] or b"" for row in await everything(log, PROFILES)) == [b"55", b"56", b"57", b"58", b"59"]
+
+
+async def test_who_waits_for_the_log_to_open_does_not_slip_in_when_it_closes_again(log: SqliteLog) -> None:
+    async with log.standing_still():
+        appending = asyncio.create_task(log.append([message(CHANGES, "a", "1")]))
+        await asyncio.sleep(0.01)
+    async with log.standing_still():
+        before = await everything(log, CHANGES)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert await everything(log, CHANGES) == before
+    await appending
+
+
+async def test_groups_stay_muted_when_the_process_ends(database: Database, log: SqliteLog) -> None:
+    async with database.transaction() as unit:
+        log.mute(unit, ["g"], [RATINGS])
+    again = SqliteLog(database)
+    assert again.is_muted("g")
+    waiting = asyncio.create_task(again.append([message(CHANGES, "a", "1")]))
+    async with database.transaction() as unit:
+        outputs = [message(PROFILES, "a", "1"), message(RATINGS, "a", "1")]
+        again.advance(unit, progress("g", CHANGES, 0, 1, outputs))
+    assert (sum(await again.end(PROFILES)), sum(await again.end(RATINGS))) == (0, 1)
+    assert not waiting.done()
+    async with database.transaction() as unit:
+        again.unmute(unit, ["g"])
+    await waiting
+    assert not SqliteLog(database).is_muted("g")

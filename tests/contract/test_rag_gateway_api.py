@@ -87,6 +87,7 @@ async def test_the_context_comes_first_then_the_words_then_the_whole_answer(runn
     assert set(kinds[1:-1]) == {"text"}
     assert kinds[-1] == "answer"
     assert "".join(piece.text for piece in received) == received[-1].answer.text
+    assert {piece.answer_id for piece in received} == {received[-1].answer.answer_id}
 
 
 async def test_an_answer_quotes_a_document_and_the_citation_resolves_to_version_and_place(running: Running) -> None:

@@ -114,6 +114,14 @@ async def test_a_streamed_completion_ends_with_done(edge: Edge) -> None:
     assert last["headwater"]["answered"] is True
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["completion_tokens"] > 0
+    assert {chunk["id"] for chunk in chunks} == {f"chatcmpl-{last['headwater']['answer_id']}"}
+
+
+async def test_two_streams_have_two_ids_and_the_unstreamed_form_is_named_alike(edge: Edge) -> None:
+    ids = [(await edge.events("/v1/chat/completions", chat(QUESTION, stream=True)))[0][1]["id"] for _ in range(3)]
+    assert len(set(ids)) == 3
+    answer = await edge.post("/v1/chat/completions", chat(QUESTION))
+    assert answer["id"] == f"chatcmpl-{answer['headwater']['answer_id']}"
 
 
 async def test_user_as_kind_and_value_is_who_asks(edge: Edge) -> None:
@@ -129,6 +137,15 @@ async def test_metadata_carries_the_conversation_and_who_asks(edge: Edge) -> Non
     answer = await edge.post("/v1/chat/completions", chat("What is my tier?", metadata=metadata))
     assert answer["headwater"]["conversation_id"] == "web-7"
     assert "gold" in answer["choices"][0]["message"]["content"]
+
+
+async def test_numbers_in_metadata_may_be_texts_as_openais_clients_send_them(edge: Edge) -> None:
+    metadata = {"top_k": "3", "budget_tokens": "900", "at_least_timeout_s": "2.5"}
+    await edge.post("/v1/chat/completions", chat(QUESTION, metadata=metadata))
+    (search,) = [request for name, request in edge.world.calls if name == "Search"]
+    assert search.top_k == 3
+    await edge.post("/v1/chat/completions", chat(QUESTION, metadata={"top_k": 4, "at_least_timeout_s": 1}))
+    assert [request.top_k for name, request in edge.world.calls if name == "Search"][1:] == [4]
 
 
 async def test_earlier_messages_of_the_caller_are_the_conversation(edge: Edge) -> None:
@@ -156,6 +173,12 @@ async def test_earlier_messages_of_the_caller_are_the_conversation(edge: Edge) -
         ({"metadata": {"as": "nobody"}}, 400, "kind:value"),
         ({"metadata": {"at_least": "%%%"}}, 400, "position token"),
         ({"metadata": 4}, 400, "metadata"),
+        ({"metadata": {"top_k": "many"}}, 400, "top_k: 'many' is not a whole number"),
+        ({"metadata": {"budget_tokens": "1.5"}}, 400, "budget_tokens: '1.5' is not a whole number"),
+        ({"metadata": {"top_k": "-1"}}, 400, "top_k"),
+        ({"metadata": {"at_least_timeout_s": "soon"}}, 400, "at_least_timeout_s"),
+        ({"metadata": {"at_least_timeout_s": "nan"}}, 400, "at_least_timeout_s"),
+        ({"metadata": {"at_least_timeout_s": True}}, 400, "at_least_timeout_s"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

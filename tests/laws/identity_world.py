@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from headwater.identity_graph.v1 import events_pb2 as identity_pb2
 from headwater.ingest.v1 import events_pb2
 from services.identity_graph.app import changes_processor
-from services.identity_graph.columns import Entry, Extractor, merged, of_columns
+from services.identity_graph.columns import Extractor
 from services.identity_graph.matching import resolve
 from services.identity_graph.model import Content, Kinds, birth_id, key_text, text_of
 from services.identity_graph.settings import Settings
-from services.identity_graph.sqlite_store import hash_of
+from services.identity_graph.sqlite_lifecycle import hash_of
 from services.kernel import topics
 from services.kernel.log import Message, Progress, Record, Tally, key_of, partition_of
 from services.kernel.processor import Outcome
@@ -30,23 +30,23 @@ TENANT = "default"
 # Limits so low that small worlds reach all of them.
 SETTINGS = Settings.from_config(
     {
-        "max_cluster": 5,
-        "max_component": 7,
+        "cluster_records_max": 5,
+        "component_records_max": 7,
         "kinds": {
-            "email": {"max_records": 3, "max_rows": 6, "max_values": 2},
-            "phone": {"max_records": 3, "max_rows": 5, "max_values": 2},
-            "device": {"max_records": 2, "max_rows": 3},
-            "account": {"max_records": 4, "max_rows": 6},
+            "email": {"records_max": 3, "rows_max": 6, "values_max": 2},
+            "phone": {"records_max": 3, "rows_max": 5, "values_max": 2},
+            "device": {"records_max": 2, "rows_max": 3},
+            "account": {"records_max": 4, "rows_max": 6},
         },
     }
 )
 # Limits that let components grow beyond theirs, so that they come and go.
 CHAINS = Settings.from_config(
     {
-        "max_cluster": 4,
-        "max_component": 5,
+        "cluster_records_max": 4,
+        "component_records_max": 5,
         "kinds": {
-            name: {"max_records": 5, "max_rows": 50} for name in ("email", "phone", "device", "national", "account")
+            name: {"records_max": 5, "rows_max": 50} for name in ("email", "phone", "device", "national", "account")
         },
     }
 )
@@ -63,6 +63,7 @@ class Event(NamedTuple):
     row: dict[str, Any]
     unavailable: tuple[str, ...]
     time_ms: int
+    partial: bool = False
 
     @property
     def record(self) -> str:
@@ -76,11 +77,14 @@ class Assigned(NamedTuple):
     first_seen: int
 
 
+REACHED_BY = {
+    "email": st.sampled_from(["a@x.io", "b@x.io", "c@x.io", "null", None]),
+    "phone": st.sampled_from(["+14155550101", "+14155550102", "1111111", None]),
+}
 rows = st.fixed_dictionaries(
     {},
     optional={
-        "email": st.sampled_from(["a@x.io", "b@x.io", "c@x.io", "null", None]),
-        "phone": st.sampled_from(["+14155550101", "+14155550102", "1111111", None]),
+        **REACHED_BY,
         "device_id": st.sampled_from(["kiosk", "d2", None]),
         "ssn": st.sampled_from(["111-22-3334", "111-22-3335", None]),
         "name": st.sampled_from(["Ada", "Bob", None]),
@@ -90,7 +94,8 @@ rows = st.fixed_dictionaries(
 
 @st.composite
 def histories(draw: st.DrawFn, *, max_size: int = 30, truncates: bool = True) -> list[Event]:
-    """Histories of two entities, in the order of the source."""
+    """Histories of two entities, in the order of the source, which tells rows in one of three ways."""
+    way = draw(st.sampled_from(["whole", "without what did not change", "in parts"]))
     events: list[Event] = []
     live: set[tuple[str, int]] = set()
     for number in range(draw(st.integers(1, max_size))):
@@ -107,11 +112,15 @@ def histories(draw: st.DrawFn, *, max_size: int = 30, truncates: bool = True) ->
             row = draw(rows)
             left_out: tuple[str, ...] = ()
             known = (entity, key) in live
-            if known and draw(st.integers(0, 3)) == 0:
-                left_out = tuple(draw(st.sets(st.sampled_from(["email", "phone"]), min_size=1)))
+            short = known and way != "whole" and draw(st.booleans())
+            partial = short and way == "in parts"
+            if way != "whole" and not partial:  # such a source names all columns of a row
+                row = {**dict.fromkeys(REACHED_BY), **row}
+            if short and not partial:
+                left_out = tuple(draw(st.sets(st.sampled_from(sorted(REACHED_BY)), min_size=1)))
                 row = {name: value for name, value in row.items() if name not in left_out}
             operation = Type.OPERATION_UPDATE if known else Type.OPERATION_INSERT
-            events.append(Event(number, operation, entity, key, {"id": key, **row}, left_out, time_ms))
+            events.append(Event(number, operation, entity, key, {"id": key, **row}, left_out, time_ms, partial))
             live.add((entity, key))
     return events
 
@@ -120,7 +129,7 @@ def encode(event: Event) -> list[tuple[int, events_pb2.Change]]:
     """Return the change of an event, with the partitions that it goes to."""
     change = events_pb2.Change(
         tenant="", source="crm", entity=event.entity, operation=event.operation,
-        position=f"pg:crm:{event.number:020d}", unavailable=event.unavailable,
+        position=f"pg:crm:{event.number:020d}", unavailable=event.unavailable, partial=event.partial,
     )  # fmt: skip
     change.occurred_at.FromMilliseconds(event.time_ms)
     if event.operation == Type.OPERATION_TRUNCATE:
@@ -161,6 +170,13 @@ class World:
         """Deliver events, as one batch a partition."""
         for batch in self.records(events).values():
             await self.process(batch)
+
+    async def deliver_together(self, events: Iterable[Event]) -> None:
+        """Deliver events as one batch, whatever their partitions are."""
+        batches = self.records(events).values()
+        await self.process(
+            sorted((r._replace(partition=0) for batch in batches for r in batch), key=lambda r: r.offset)
+        )
 
     async def process(self, batch: Sequence[Record]) -> None:
         processor = self.processor
@@ -258,7 +274,7 @@ def from_scratch(events: Iterable[Event], settings: Settings = SETTINGS) -> tupl
         resolution = resolve(ordered, quarantined, kinds)
         for number, cluster in enumerate(resolution.clusters):
             records = [record for i in cluster for record in nodes[ordered[i].text]]
-            overgrown = len(ordered) > settings.max_component
+            overgrown = len(ordered) > settings.component_records_max
             lone = overgrown or not any(link not in quarantined for i in cluster for link in ordered[i].links)
             oldest = min((seen[record], key_text(TENANT, record)) for record in records)[1]
             for i in cluster:
@@ -307,19 +323,13 @@ def _current(events: Iterable[Event], settings: Settings) -> tuple[dict[str, str
         newest = versions[max(versions)]
         if newest.operation == Type.OPERATION_DELETE or newest.number < truncated.get(newest.entity, -1):
             continue
-        entries = extractor.entries(
-            "crm", newest.entity, {"id": newest.key}, {**dict.fromkeys(newest.unavailable), **newest.row}
-        )
-        if entries is None:
-            continue
-        kept: list[Entry] = []
         deleted = [e.number for e in versions.values() if e.operation == Type.OPERATION_DELETE]
         born = max([*deleted, *(n for e, n in truncations if e == newest.entity and n < newest.number)], default=-1)
-        for column in newest.unavailable:
-            known = [e for e in versions.values() if column not in e.unavailable and e.number > born]
-            if known:
-                source = max(known, key=lambda e: e.number)
-                found = extractor.entries("crm", source.entity, {"id": source.key}, source.row)
-                kept.extend(of_columns(found or (), [column]))
-        held[record] = text_of(merged(entries, kept))
+        row: dict[str, Any] = {}
+        for number in sorted(number for number in versions if number > born):
+            event = versions[number]
+            row = {**(row if event.partial else {c: row.get(c) for c in event.unavailable}), **event.row}
+        person, entries = extractor.read("crm", newest.entity, {"id": newest.key}, row)
+        if person:
+            held[record] = text_of(entries)
     return held, seen

@@ -32,8 +32,9 @@ class Change(NamedTuple):
     op: str
     entity: str
     key: int = 0
-    after: dict[str, int] | None = None
+    after: dict[str, int | None] | None = None
     unavailable: tuple[str, ...] = ()
+    partial: bool = False
 
     @property
     def record(self) -> str:
@@ -58,11 +59,12 @@ GROUPS = ("profile-rows", "profile-fold")
 
 @st.composite
 def puts(draw: st.DrawFn) -> Change:
-    """A change that makes a row; some updates leave columns out."""
-    after = draw(st.dictionaries(st.sampled_from(COLUMNS), st.integers(0, 9), max_size=3))
+    """A change that makes a row; some updates leave columns out, or tell only what they set."""
+    after = draw(st.dictionaries(st.sampled_from(COLUMNS), st.integers(0, 9) | st.none(), max_size=3))
     op = draw(st.sampled_from(["snapshot", "insert", "update", "update"]))
     left_out = [column for column in COLUMNS if column not in after and op == "update" and draw(st.booleans())]
-    return Change(op, draw(st.sampled_from(ENTITIES)), draw(KEYS), after, tuple(left_out))
+    partial = op == "update" and draw(st.booleans())
+    return Change(op, draw(st.sampled_from(ENTITIES)), draw(KEYS), after, tuple(left_out), partial)
 
 
 CHANGES = st.lists(
@@ -93,7 +95,10 @@ def messages_of(tenant: str, changes: Sequence[Change], assignments: Sequence[As
     for at, c in enumerate(changes, 1):
         partitions: Iterable[int | None] = range(PARTITIONS) if c.op == "truncate" else (None,)
         found += [
-            change(c.op, c.key, c.after, at=at, entity=c.entity, tenant=tenant, unavailable=c.unavailable, partition=p)
+            change(
+                c.op, c.key, c.after, at=at, entity=c.entity, tenant=tenant, unavailable=c.unavailable,
+                partial=c.partial, partition=p,
+            )
             for p in partitions
         ]
     for generation, a in enumerate(assignments, 1):
@@ -106,7 +111,7 @@ def model(
     tenant: str, changes: Sequence[Change], assignments: Sequence[Assignment], settings: ProfileSettings
 ) -> dict[str, events_pb2.Profile]:
     """The documents that everything, taken in the true order and folded once at the end, makes."""
-    rows: dict[str, tuple[int, dict[str, int]]] = {}
+    rows: dict[str, tuple[int, dict[str, int | None]]] = {}
     for at, c in enumerate(changes, 1):
         match c.op:
             case "truncate":
@@ -115,8 +120,8 @@ def model(
                 rows.pop(c.record, None)
             case _:
                 before = rows.get(c.record, (0, {}))[1]
-                kept = {column: before[column] for column in c.unavailable if column in before}
-                rows[c.record] = (at, {**(c.after or {}), **kept})
+                kept = before if c.partial else {name: before[name] for name in c.unavailable if name in before}
+                rows[c.record] = (at, {**kept, **(c.after or {})})
     newest = {a.record: a for a in assignments}
     profiles: dict[str, list[SourceRow]] = {}
     for record, (at, body) in rows.items():

@@ -52,7 +52,7 @@ def test_ten_thousand_users_who_share_something_stay_ten_thousand_persons(
         for batch in users(shared, "visits"):
             await world.deliver(batch)
             largest = max(largest, *Counter(now.profile for now in world.told().values()).values())
-        assert largest <= max(rule.max_records for rule in DEFAULTS.kinds.values())
+        assert largest <= max(rule.records_max for rule in DEFAULTS.kinds.values())
 
     asyncio.run(run())
     told = world.told()
@@ -69,6 +69,8 @@ def test_while_a_shared_value_still_links_its_profile_is_suspect(tmp_path: Path)
         Event(n, Type.OPERATION_INSERT, "visits", n, {"id": n, "email": f"u{n}@x.io", "device_id": "kiosk"}, (), n)
         for n in range(9)
     ]
+    asyncio.run(world.deliver(visits[:2]))
+    assert [now.suspect for now in world.told().values()] == [True, True]
     asyncio.run(world.deliver(visits))
     assert len({now.profile for now in world.told().values()}) == 1
     assert all(now.suspect for now in world.told().values())
@@ -82,7 +84,7 @@ def test_while_a_shared_value_still_links_its_profile_is_suspect(tmp_path: Path)
 
 
 def test_a_profile_never_passes_its_bound(tmp_path: Path) -> None:
-    settings = Settings.from_config({"max_cluster": 20, "kinds": {"phone": {"max_records": 5}}})
+    settings = Settings.from_config({"cluster_records_max": 20, "kinds": {"phone": {"records_max": 5}}})
     world = World(tmp_path, settings)
     # A chain: each shares a telephone with the next, so that no single value is on too many.
     chain = [

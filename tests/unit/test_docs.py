@@ -14,14 +14,15 @@ import pytest
 
 from services.cli.main import main
 from services.embedder.rows import RowTemplate
-from services.embedder.settings import Settings as EmbedderSettings
+from services.embedder.settings import ModelSettings, Provider, Settings as EmbedderSettings
 from services.feedback.history import imported
 from services.feedback.kpis import DIMENSIONS, KPIS, MEASURES, Kpi
 from services.feedback.settings import Settings as FeedbackSettings
 from services.identity_graph.settings import KINDS, ColumnRule, EntityRule, KindRule, Settings as IdentitySettings
 from services.ingest.decoders.common import Hints
 from services.ingest.decoders.detect import FORMATS
-from services.ingest.settings import FolderSettings, Settings as IngestSettings, from_config as ingest_from_config
+from services.ingest.settings import FolderSettings, Settings as IngestSettings
+from services.kernel.errors import InvalidInputError
 from services.kernel.settings import SECTIONS, Settings as KernelSettings, load
 from services.profile.settings import EXCLUDED_BY_DEFAULT, FieldRule, Rule, Settings as ProfileSettings
 from services.rag_gateway.settings import LlmSettings, Settings as GatewaySettings
@@ -32,7 +33,7 @@ EVENTS = (ROOT / "docs/events.md").read_text(encoding="utf-8")
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 FROM_CONFIG: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    "ingest": ingest_from_config,
+    "ingest": IngestSettings.from_config,
     "identity_graph": IdentitySettings.from_config,
     "profile": ProfileSettings.from_config,
     "embedder": EmbedderSettings.from_config,
@@ -54,6 +55,7 @@ TABLES: Mapping[str, type[Any]] = {
     "`[profile]`": ProfileSettings,
     "`[profile.fields.NAME]`": FieldRule,
     "`[embedder]`": EmbedderSettings,
+    "`[embedder.model]`": ModelSettings,
     "`[[embedder.tables]]`": RowTemplate,
     "`[rag_gateway]`": GatewaySettings,
     "`[rag_gateway.llm]`": LlmSettings,
@@ -151,13 +153,13 @@ def test_the_built_in_kinds_are_told_as_they_are() -> None:
     told = {name: cells for name, cells in told.items() if name in KINDS}
     assert list(told) == list(KINDS)
     for name, rule in KINDS.items():
-        counts = (rule.max_records, rule.max_rows, rule.max_values)
+        counts = (rule.records_max, rule.rows_max, rule.values_max)
         assert told[name] == [rule.strength.value, rule.format.value, *map(str, counts)], name
 
 
 def test_the_choices_of_settings_are_told() -> None:
     choices = [
-        *(rule.value for rule in Rule), *EXCLUDED_BY_DEFAULT, *MEASURES, *DIMENSIONS, *(kpi.name for kpi in KPIS),
+        *(rule.value for rule in Rule), *(provider.value for provider in Provider), *EXCLUDED_BY_DEFAULT, *MEASURES, *DIMENSIONS, *(kpi.name for kpi in KPIS),
     ]  # fmt: skip
     assert [name for name in choices if f"`{name}`" not in CONFIGURATION] == []
 
@@ -231,10 +233,23 @@ def test_every_override_by_the_environment_that_is_told_is_read(tmp_path: Path) 
     assert told
     for variable in told:
         name, _, value = variable.partition("=")
-        section_, key = name.removeprefix("HEADWATER__").lower().split("__")
         settings = load(config, {name: value})
-        assert key in settings.table(section_)
-        FROM_CONFIG[section_](settings.table(section_))
+        assert settings != load(config, {}), variable
+        for section_, from_config in FROM_CONFIG.items():
+            from_config(settings.table(section_))
+
+
+def test_every_variable_is_told() -> None:
+    told = section(CONFIGURATION, "Environment")
+    names = [name.upper() for name in rows(section(CONFIGURATION, "Top level"))]
+    assert [name for name in (*names, "CONFIG", "CACHE") if f"`HEADWATER_{name}`" not in told] == []
+
+
+def test_the_error_that_is_told_is_the_one_that_is_given() -> None:
+    (told,) = [line.removeprefix("Error: ") for line in CONFIGURATION.splitlines() if line.startswith("Error: ")]
+    with pytest.raises(InvalidInputError) as caught:
+        GatewaySettings.from_config({"top_k": 0})
+    assert str(caught.value) == told
 
 
 @pytest.mark.parametrize("block", examples(), ids=lambda block: " ".join(block.words))

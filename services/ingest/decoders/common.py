@@ -25,6 +25,14 @@ class DecodeError(ValueError):
         self.cure = cure
 
 
+class UnknownSchemaError(Exception):
+    """A record needs a schema that is not known yet. It is no fault of the record: fetch the schema, and try again."""
+
+    def __init__(self, schema_id: int) -> None:
+        super().__init__(f"schema {schema_id}")
+        self.schema_id = schema_id
+
+
 @dataclass(frozen=True, slots=True)
 class Hints:
     """What the bytes may not tell.
@@ -33,11 +41,13 @@ class Hints:
         source: The source's name; it outranks the name in the event. Empty takes the event's.
         tenant: The tenant that every change gets.
         keys: Key columns by `source/entity` or `entity`, for events that come without their key.
+        schemas: What is known of the schema registry; None where there is none.
     """
 
     source: str = ""
     tenant: str = ""
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    schemas: Mapping[int, Any] | None = None
 
     def key_columns(self, source: str, entity: str) -> tuple[str, ...]:
         """The columns that are an entity's key: as configured, else `id`."""
@@ -47,7 +57,8 @@ class Hints:
 Decoder = Callable[[bytes, Hints], list[Decoded]]
 """Decodes one record. It returns nothing for a record that means nothing by design, such as a tombstone.
 
-Raises DecodeError, and nothing else, for any bytes that it cannot decode.
+Raises DecodeError for any bytes that it cannot decode, UnknownSchemaError for those that need a schema which is not
+among the hints, and nothing else.
 """
 
 

@@ -1,4 +1,4 @@
-"""Debezium's events (PostgreSQL, MySQL, MariaDB), as JSON: with the schema wrapper, without it, or flattened.
+"""Debezium's events (PostgreSQL, MySQL, MariaDB, MongoDB), as JSON: with the schema wrapper, without it, or flattened.
 
 Source is the connector's `topic.prefix`. Entity is the table; a PostgreSQL schema other than `public` comes before it
 (`crm.customers`), a MySQL database does not. Changes that Debezium sends in pairs stay pairs: a new primary key is a
@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from headwater.ingest.v1 import events_pb2
+from services.ingest.decoders import debezium_mongodb
 from services.ingest.decoders.common import (
     Decoded,
     DecodeError,
@@ -40,7 +41,7 @@ HEARTBEAT_TOPIC = "__debezium-heartbeat."
 _MESSAGE = "m"  # written by pg_logical_emit_message: not about a row
 # What ExtractNewRecordState adds with `add.fields`: all columns that begin like this are its own.
 _ADDED = re.compile(
-    r"__source_(.+)|__(op|deleted|connector|name|db|schema|table|snapshot|sequence|lsn|txId|file|pos|row|gtid"
+    r"__source_(.+)|__(op|deleted|connector|name|db|schema|table|collection|snapshot|sequence|lsn|txId|file|pos|row|gtid"
     r"|ts_[mun]s|transaction_id|transaction_total_order)"
 )
 _UNWRAPPED_CURE = "let the unwrap transform add them: add.fields=op,name,schema,table,sequence,source.ts_ms"
@@ -104,6 +105,11 @@ def _heartbeat(payload: dict[str, Any], hints: Hints, key: Any, topic: str) -> e
 def _enveloped(
     payload: dict[str, Any], schema: Any, source: dict[str, Any], hints: Hints, key: Any
 ) -> events_pb2.Change:
+    if debezium_mongodb.is_mongodb(source):
+        change = _begun(payload["op"], source, hints, _collection(source), payload.get("transaction"))
+        _set_time(change, source)
+        debezium_mongodb.add_document(change, payload, _without_wrapper(key)[0])
+        return change
     change = _begun(payload["op"], source, hints, _table(source), payload.get("transaction"))
     _set_time(change, source)
     before = _row(payload, "before", schema)
@@ -128,7 +134,8 @@ def _flattened(payload: dict[str, Any], schema: Any, hints: Hints, key: Any, top
     prefix, _, path = topic.partition(".")
     transaction = {"id": added.get("transaction_id"), "total_order": added.get("transaction_total_order")}
     op = "d" if gone else added.get("op") or "u"
-    change = _begun(op, {"name": prefix, **added}, hints, _table(added, path), transaction)
+    entity = _collection(added) if "collection" in added else _table(added, path)
+    change = _begun(op, {"name": prefix, **added}, hints, entity, transaction)
     _set_time(change, added)
     if change.operation != events_pb2.OPERATION_TRUNCATE:
         _add_rows(change, readable_row(row, schema), None, hints, key)
@@ -207,6 +214,11 @@ def _row(payload: dict[str, Any], name: str, schema: Any) -> dict[str, Any] | No
     if row is not None and type(row) is not dict:
         raise DecodeError(f'"{name}" is a {json_type(row)}', "only connectors that send rows as objects are understood")
     return readable_row(row, field_schema(schema, name)) if row is not None and schema is not None else row
+
+
+def _collection(source: dict[str, Any]) -> str:
+    name = source.get("collection")
+    return name if type(name) is str else ""
 
 
 def _table(source: dict[str, Any], path: str = "") -> str:

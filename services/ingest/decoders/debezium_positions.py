@@ -8,6 +8,9 @@ later. The first transaction after a connector's first start has no last commit;
 
 MySQL and MariaDB: (file, position, row). Names of files compare only among files of one base name, so after a
 failover to a server that names its files otherwise the order of arrival decides.
+
+MongoDB: the cluster's time (seconds, ordinal). All events of a transaction have one time, so that within a transaction
+only Debezium's `total_order` tells the order; without it the order of arrival decides.
 """
 
 from collections.abc import Mapping
@@ -32,6 +35,8 @@ def position_of(source: Mapping[str, Any], name: str, *, snapshot: bool, order: 
     """
     if type(source.get("file")) is str:
         return _mysql(source, name, snapshot=snapshot)
+    if "ord" in source:
+        return _mongodb(source, name, order)
     if "lsn" in source or "sequence" in source:
         return _postgresql(source, name, snapshot=snapshot, order=order)
     return NOWHERE
@@ -69,6 +74,19 @@ def _mysql(source: Mapping[str, Any], name: str, *, snapshot: bool) -> tuple[str
     within = f"{natural(number)}.{padded(at)}.{0 if snapshot else row + 1:010d}"
     gtid = source.get("gtid")
     return f"mysql:{name}/{base}:{within}", gtid if type(gtid) is str and gtid else f"{file}:{at}"
+
+
+def _mongodb(source: Mapping[str, Any], name: str, order: Any) -> tuple[str, str]:
+    milliseconds: Any = source.get("ts_ms")
+    ordinal = source["ord"]
+    if not (_is_place(milliseconds) and _is_place(ordinal)):
+        return NOWHERE
+    if not _is_place(order):
+        if source.get("txnNumber") is not None:
+            return NOWHERE
+        order = 0
+    seconds = milliseconds // 1_000
+    return f"mongodb:{name}:{padded(seconds)}.{ordinal:010d}.{order:010d}", f"Timestamp({seconds}, {ordinal})"
 
 
 def _is_place(value: Any) -> bool:

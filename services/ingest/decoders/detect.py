@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from services.ingest.decoders import debezium, documents, kcat, native
+from services.ingest.decoders import avro, aws, debezium, documents, kcat, native
 from services.ingest.decoders.common import Decoded, DecodeError, Decoder, Hints, json_type, parse
 
 
 def decode(record: bytes, hints: Hints) -> list[Decoded]:
     """Decode one record of whatever format it is."""
+    if record[:1] == avro.MAGIC:
+        return avro.decode(record, hints)
     event = parse(record)
     if event is None:  # the value of a tombstone
         return []
@@ -22,9 +24,11 @@ def _recognised(event: dict[str, Any], hints: Hints) -> list[Decoded]:
     if native.is_native(event):
         return [native.to_change(event, hints)]
     if kcat.is_envelope(event):
-        return list(kcat.from_object(event, hints))
+        return kcat.from_object(event, hints)
     if debezium.is_debezium(event) or event.keys() == {"ts_ms"}:
         return list(debezium.from_value(event, hints))
+    if aws.is_aws(event):
+        return aws.from_object(event, hints)
     if documents.is_document(event):
         return [documents.to_document(event, hints)]
     raise DecodeError(
@@ -37,7 +41,7 @@ def _debezium(record: bytes, hints: Hints) -> list[Decoded]:
     """Debezium's events, with the Kafka record around them or without."""
     event = parse(record)
     if type(event) is dict and kcat.is_envelope(event):
-        return list(kcat.from_object(event, hints))
+        return kcat.from_object(event, hints)
     return list(debezium.from_value(event, hints))
 
 
@@ -48,5 +52,9 @@ FORMATS: Mapping[str, Decoder] = MappingProxyType(
         "debezium": _debezium,
         "kcat": kcat.decode,
         "documents": documents.decode,
+        "avro": avro.decode,
+        "dms": aws.decode,
+        "dynamodb": aws.decode,
+        "s3": aws.decode,
     }
 )

@@ -5,7 +5,8 @@
 
 `op` is snapshot, insert, update, delete, truncate or heartbeat. Only source, entity, op, key and, but for deletes,
 after are required; truncate has no key, a heartbeat no entity either. `position` is a number or a text whose runs of
-digits compare as numbers; without one the order of arrival decides. `time` is RFC 3339 or milliseconds since 1970.
+digits compare as numbers; without one, and between a number and another text, the order of arrival decides. `time` is
+RFC 3339 or milliseconds since 1970.
 """
 
 from typing import Any
@@ -34,6 +35,7 @@ OPERATIONS = {
     "truncate": events_pb2.OPERATION_TRUNCATE,
     "heartbeat": events_pb2.OPERATION_HEARTBEAT,
 }
+NUMBER_DIGITS_MAX = 20  # of what `padded` keeps in order
 _KEYLESS = (events_pb2.OPERATION_TRUNCATE, events_pb2.OPERATION_HEARTBEAT)
 
 
@@ -86,8 +88,20 @@ def position_of(value: Any, source: str) -> tuple[str, str]:
     if value is None or value == "":
         return "", ""
     if type(value) is str:
-        return f"native:{source}:{natural(value)}", value
+        return text_position(value, source), value
     raise DecodeError(f'"position" is {value!r:.40}', "give a whole number from 0, or a text")
+
+
+def text_position(text: str, source: str) -> str:
+    """A native position that is a text, in comparable form.
+
+    Digits alone are a number. Any other text has a domain of its own: every letter comes after every digit, so that
+    one text among a source's numbers would hold up all changes after it as older.
+    """
+    digits = text.lstrip("0")
+    if text.isascii() and text.isdigit() and len(digits) <= NUMBER_DIGITS_MAX:
+        return f"native:{source}:{digits.zfill(NUMBER_DIGITS_MAX)}"
+    return f"native-text:{source}:{natural(text)}"
 
 
 def _add_rows(change: events_pb2.Change, event: dict[str, Any]) -> None:

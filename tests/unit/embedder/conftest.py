@@ -14,7 +14,8 @@ from headwater.common.v1 import operations_pb2, operations_pb2_grpc
 from headwater.embedder.v1 import service_pb2 as pb, service_pb2_grpc
 from headwater.ingest.v1 import events_pb2
 from services.embedder.app import build
-from services.embedder.ports import Embedder
+from services.embedder.in_process import InProcess
+from services.embedder.ports import Model
 from services.kernel.enrichment import RetryPolicy
 from services.kernel.operations import Operations
 from services.kernel.runner import Runtime
@@ -85,12 +86,18 @@ def world(tmp_path: Path) -> RunWorld:
 
 @contextlib.asynccontextmanager
 async def running_world(
-    folder: Path, model: Embedder | None, *, tables: Sequence[Any] = (HOTELS,), policy: RetryPolicy | None = None,
+    folder: Path,
+    model: Model | None,
+    *,
+    tables: Sequence[Any] = (HOTELS,),
+    policy: RetryPolicy | None = None,
     **settings: Any,
-) -> AsyncIterator[World]:  # fmt: skip
+) -> AsyncIterator[World]:
+    """Run an embedder with a model; without one, with the one that the settings name."""
     table = {"tables": list(tables), **settings}
     config = Settings(data=folder / "data", grpc_address="127.0.0.1:0", tables={"embedder": table})
-    runtime = Runtime(config, [lambda platform: build(platform, model, policy)])
+    embedder = InProcess(model) if model is not None else None
+    runtime = Runtime(config, [lambda platform: build(platform, embedder, policy)])
     try:
         await runtime.start()
         async with grpc.aio.insecure_channel(runtime.address) as channel:

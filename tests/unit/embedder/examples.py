@@ -42,6 +42,9 @@ class HashModel:
     def token_starts(self, text: str) -> Sequence[int]:
         return [found.start() for found in re.finditer(r"\w+|[^\w\s]", text)]
 
+    def load(self) -> None:
+        pass
+
 
 def document(
     document_id: str,
@@ -64,7 +67,13 @@ def document(
 
 
 def row(
-    key: int, after: dict[str, Any] | None, *, position: int = 0, op: str = "", unavailable: Sequence[str] = ()
+    key: int,
+    after: dict[str, Any] | None,
+    *,
+    position: int = 0,
+    op: str = "",
+    unavailable: Sequence[str] = (),
+    partial: bool = False,
 ) -> events_pb2.Change:
     """A change of a hotel."""
     name = op or ("delete" if after is None else "update")
@@ -72,7 +81,7 @@ def row(
         source="inventory", entity="hotels", record="" if name == "truncate" else f"inventory/hotels/{key}",
         operation=events_pb2.Operation.Value(f"OPERATION_{name.upper()}"), unavailable=unavailable,
         after_json=orjson.dumps(after).decode() if after is not None else "",
-        position=f"inv:{position:05d}" if position else "",
+        position=f"inv:{position:05d}" if position else "", partial=partial,
     )  # fmt: skip
     change.occurred_at.FromMilliseconds(T0_MS + position * 1000)
     return change

@@ -13,9 +13,10 @@ from services.kernel import topics
 from services.kernel.jobs import Lane
 from services.kernel.log import Record
 from services.kernel.processor import Decision, Outcome
+from services.kernel.settings import Section
 from tests.unit.embedder.examples import HOTELS, T0_MS, document, record, row
 
-DECIDER = Decider({("inventory", "hotels"): parse(HOTELS, "hotels")}, "hash/1")
+DECIDER = Decider({("inventory", "hotels"): parse(Section("hotels", HOTELS))}, "hash/1")
 RIVA = {"id": 1, "name": "Riva", "city": "Split", "description": "By the sea.", "price": 90, "rooms": 3}
 Changed = events_pb2.DocumentChange | events_pb2.Change
 KEY, ROW = Key("default", "docs/a"), Key("default", "inventory/hotels/1")
@@ -154,6 +155,15 @@ def test_a_late_change_fills_in_what_a_newer_one_left_out_and_nothing_else() -> 
     assert state.documents[ROW].position == "inv:00003"
     in_order, _ = apply(row(1, RIVA, position=1), row(1, {**RIVA, "description": "Newer."}, position=2), newer)
     assert state.documents[ROW].row == in_order.documents[ROW].row
+
+
+def test_a_partial_change_keeps_all_columns_that_it_does_not_name() -> None:
+    first, second = row(1, RIVA, position=1), row(1, {"id": 1, "city": "Zadar"}, position=2, partial=True)
+    in_order, _ = apply(first, second)
+    assert in_order.work[ROW].content == b"Riva in Zadar. By the sea."
+    reverse, _ = apply(second, first)
+    assert reverse.work[ROW].content == in_order.work[ROW].content
+    assert reverse.documents[ROW].row == in_order.documents[ROW].row
 
 
 def test_a_truncation_takes_all_older_rows_of_its_partition_away() -> None:

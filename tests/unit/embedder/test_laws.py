@@ -16,6 +16,7 @@ from headwater.embedder.v1 import service_pb2 as pb
 from headwater.ingest.v1 import events_pb2
 from services.embedder import indexer, sqlite_chunks, sqlite_documents
 from services.embedder.document import Loaded
+from services.embedder.in_process import InProcess
 from services.embedder.loaders import load
 from services.embedder.ports import Vector
 from services.kernel.breaker import BreakerPolicy
@@ -52,7 +53,10 @@ def histories(draw: st.DrawFn) -> list[Changed]:
             # A source leaves out only what is there and did not change.
             left_out = ["description"] if number in there and draw(st.booleans()) else []
             values |= {} if left_out else {"description": draw(st.sampled_from(WORDS))}
-            changes.append(row(number, values, position=position, unavailable=left_out))
+            partial = number in there and draw(st.booleans())
+            if partial:
+                values = {name: value for name, value in values.items() if draw(st.booleans())}
+            changes.append(row(number, values, position=position, unavailable=left_out, partial=partial))
             there.add(number)
         elif kind == "gone":
             changes.append(row(number, None, position=position))
@@ -125,7 +129,7 @@ async def test_only_what_changed_is_embedded_again(world: RunWorld) -> None:
 async def test_the_result_does_not_depend_on_how_work_is_sliced(
     world: RunWorld, monkeypatch: pytest.MonkeyPatch, slice_: int, in_thread: int
 ) -> None:
-    monkeypatch.setattr(indexer, "SLICE", slice_)
+    monkeypatch.setattr(InProcess, "texts_at_once", slice_)
     monkeypatch.setattr(sqlite_chunks, "_IN_THREAD", in_thread)
     monkeypatch.setattr(sqlite_documents, "_IN_THREAD", in_thread)
     changes = [document(f"docs/{n}", f"# {n}\n\n" + "alpha beta. " * 99, position=1, name="a.md") for n in range(3)]

@@ -1,12 +1,14 @@
 """Settings and row templates: read, checked, and refused with the name of what is wrong."""
 
+import math
 from typing import Any
 
 import pytest
 
-from services.embedder.rows import NOBODY, parse
+from services.embedder.rows import NOBODY, RowTemplate, parse
 from services.embedder.settings import Settings
 from services.kernel.errors import InvalidInputError
+from services.kernel.settings import Section
 
 TABLE: dict[str, Any] = {"source": "s", "entity": "e", "text": "{a}"}
 
@@ -24,10 +26,12 @@ def test_tables_are_found_by_source_and_entity() -> None:
 @pytest.mark.parametrize(
     ("table", "named"),
     [
-        ({"colour": 1}, "colour"),
-        ({"chunk_tokens": 5}, "chunk_tokens"),
-        ({"vector_weight": 2.0}, "vector_weight"),
-        ({"document_bytes_max": "big"}, "document_bytes_max"),
+        ({"colour": 1}, r"^\[embedder\] colour is not a setting; known are .*document_bytes_max, "),
+        ({"chunk_tokens": 5}, r"^\[embedder\] chunk_tokens must be a whole number from 16 to 200, not 5"),
+        ({"vector_weight": 2.0}, "vector_weight must be a number from 0 to 1, not 2.0"),
+        ({"vector_weight": math.nan}, "vector_weight must be a number from 0 to 1, not nan"),
+        ({"document_bytes_max": "big"}, "document_bytes_max must be a whole number"),
+        ({"document_bytes_max": 31 << 20}, "document_bytes_max must be a whole number from 1 to 31457280"),
         ({"tables": "x"}, "embedder.tables"),
         ({"tables": [TABLE, TABLE]}, "number 2"),
         ({"tables": [{**TABLE, "text": ""}]}, "text"),
@@ -45,17 +49,21 @@ def test_what_is_wrong_is_named(table: dict[str, Any], named: str) -> None:
         Settings.from_config(table)
 
 
+def template_of(**fields: Any) -> RowTemplate:
+    return parse(Section("t", {**TABLE, **fields}))
+
+
 def test_values_stand_in_a_text_as_a_person_would_write_them() -> None:
-    template = parse({**TABLE, "text": "{a} {{braces}} {b} {c} {d}"}, "t")
+    template = template_of(text="{a} {{braces}} {b} {c} {d}")
     assert template.text_of({"a": True, "b": None, "c": ["x", 1], "d": {"k": 1}}) == 'yes {braces}  x, 1 {"k":1}'
 
 
 def test_a_row_without_any_of_its_columns_has_no_text() -> None:
-    assert parse({**TABLE, "text": "Name: {a}"}, "t").text_of({"a": "", "b": 1}) == ""
+    assert template_of(text="Name: {a}").text_of({"a": "", "b": 1}) == ""
 
 
 def test_a_row_whose_access_columns_are_empty_is_for_nobody() -> None:
-    template = parse({**TABLE, "access": ["who"]}, "t")
+    template = template_of(access=["who"])
     assert template.access_of({"who": ["b", "a"]}) == ("a", "b")
     assert template.access_of({"who": None}) == (NOBODY,)
-    assert parse(TABLE, "t").access_of({}) == ()
+    assert template_of().access_of({}) == ()

@@ -14,6 +14,14 @@ from services.ingest.decoders.detect import FORMATS
 
 SAMPLES = Path(__file__).parents[2] / "data" / "ingest" / "debezium"
 CAPTURED = [record for path in sorted(SAMPLES.glob("*.json")) for record in json.loads(path.read_text())]
+# Those that are written from the documentation of other formats.
+WRITTEN = [
+    record
+    for folder in ("mongodb", "dms", "dynamodb", "s3")
+    for path in sorted((SAMPLES.parent / folder).glob("*.json"))
+    for value in [json.loads(path.read_text())]
+    for record in (value if type(value) is list else [value])
+]
 NATIVE = {
     "source": "crm",
     "entity": "t",
@@ -119,7 +127,7 @@ json_values = st.recursive(
     ),
     max_leaves=5,
 )
-SEEDS = [*CAPTURED, *map(kcat, CAPTURED), *(r["value"] for r in CAPTURED), NATIVE, DOCUMENT,
+SEEDS = [*CAPTURED, *WRITTEN, *map(kcat, CAPTURED), *(r["value"] for r in CAPTURED), NATIVE, DOCUMENT,
          {"id": 1, "__op": "u", "__name": "a", "__table": "b", "__source_sequence": '["1","2"]'}]  # fmt: skip
 
 

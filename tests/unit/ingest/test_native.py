@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 from headwater.ingest.v1 import events_pb2
 from services.ingest.decoders.common import DecodeError, Hints
 from services.ingest.decoders.native import OPERATIONS, decode
+from services.kernel.positions import newer
 
 EVENT: dict[str, Any] = {
     "source": "crm",
@@ -104,6 +105,24 @@ def test_a_position_that_does_not_compare_is_refused(position: Any) -> None:
 
 def test_positions_as_text_compare_naturally() -> None:
     assert one(position="file.9/10").position < one(position="file.10/9").position
+
+
+def test_a_number_and_a_text_do_not_compare_so_that_neither_holds_the_other_up() -> None:
+    number, text = one(position=1018).position, one(position="file.10/9").position
+    assert newer(number, text)
+    assert newer(text, number)
+
+
+def test_a_number_that_is_written_as_a_text_is_a_number() -> None:
+    assert one(position="1017").position == one(position=1017).position
+    assert not newer(one(position="9").position, one(position=10).position)
+
+
+@given(st.text(min_size=1), st.integers(0, 2**64 - 1))
+def test_only_a_text_of_digits_compares_with_a_number(text: str, number: int) -> None:
+    position, other = one(position=text).position, one(position=number).position
+    is_number = text.isascii() and text.isdigit() and int(text) < 10**20
+    assert (position.rpartition(":")[0] == other.rpartition(":")[0]) == is_number
 
 
 @pytest.mark.parametrize(

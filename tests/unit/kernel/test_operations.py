@@ -1,5 +1,6 @@
 """Balance, dead letters, rebuild, verify and erasure of the log, over gRPC, with a service made for the test."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -8,12 +9,13 @@ import pytest
 
 from headwater.common.v1 import events_pb2, operations_pb2 as pb, operations_pb2_grpc
 from services.kernel import topics
-from services.kernel.erasure import acknowledgement, field_bytes
-from services.kernel.errors import InvalidInputError, NotFoundError, from_rpc
+from services.kernel.erasure import acknowledgement, field_bytes, naming
+from services.kernel.errors import InvalidInputError, NotFoundError, UnavailableError, from_rpc
 from services.kernel.hashing import state_hash
 from services.kernel.log import Message, Progress, Record, key_of, message_of
 from services.kernel.processor import APPLIED, Decision, Processor
 from services.kernel.service import Platform, ReadModel, Service
+from services.kernel.sqlite_retention import Retention
 from tests.conftest import Running, RunService
 
 
@@ -22,6 +24,7 @@ class Latest:
 
     def __init__(self, platform: Platform) -> None:
         self._database = platform.database
+        self.was_reset = False
         platform.database.migrate("latest", ["CREATE TABLE latest (key BLOB PRIMARY KEY, value BLOB)"])
 
     async def load(self, batch: Sequence[Record]) -> dict[bytes, bytes]:
@@ -175,3 +178,155 @@ async def test_an_erasure_removes_the_subject_from_the_log_and_from_the_file(toy
 async def test_a_record_key_is_not_found_within_a_longer_one() -> None:
     assert field_bytes("crm/customers/4") not in field_bytes("crm/customers/42")
     assert field_bytes("x" * 300)[:2] == bytes([300 & 0x7F | 0x80, 300 >> 7])
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Once set, what has been reset in a rebuild is not filled again until it is cleared."""
+    stop, reset, load = asyncio.Event(), Latest.reset, Latest.load
+
+    async def load_or_fail(self: Latest, batch: Sequence[Record]) -> dict[bytes, bytes]:
+        if stop.is_set() and self.was_reset:
+            raise UnavailableError("the store is away")
+        return await load(self, batch)
+
+    async def reset_and_note(self: Latest) -> None:
+        await reset(self)
+        self.was_reset = True
+
+    monkeypatch.setattr(Latest, "load", load_or_fail)
+    monkeypatch.setattr(Latest, "reset", reset_and_note)
+    return stop
+
+
+async def begin_to_rebuild(running: Running) -> Any:
+    """Return the call of a rebuild that has emptied the store."""
+    call = stub(running).Rebuild(pb.RebuildRequest(stores=["latest"]))
+    assert (await call.read()).replayed == 0
+    return call
+
+
+async def published(running: Running) -> int:
+    return sum(await running.platform.log.end(topics.PROFILES))
+
+
+def rows(running: Running) -> int:
+    return int(running.platform.database.reader.execute("SELECT count(*) FROM latest").fetchone()[0])
+
+
+async def test_a_rebuild_whose_caller_goes_away_comes_to_its_end_and_publishes_nothing_twice(
+    interrupted: asyncio.Event, toy: Running
+) -> None:
+    await fill(toy, 10)
+    before = await published(toy)
+    interrupted.set()
+    (await begin_to_rebuild(toy)).cancel()
+    appending = asyncio.create_task(toy.platform.log.append([change("k99", "new")]))
+    await asyncio.sleep(0.1)
+    interrupted.clear()
+    assert await toy.platform.log.wait_committed(["toy"], await appending, 20)
+    assert rows(toy) == 11
+    assert await published(toy) == before + 1
+
+
+async def test_a_rebuild_that_the_end_of_the_process_cuts_off_goes_on_when_it_starts_again(
+    run_service: RunService, interrupted: asyncio.Event
+) -> None:
+    async with run_service(build) as running:
+        await fill(running, 10)
+        before = await published(running)
+        interrupted.set()
+        await begin_to_rebuild(running)
+    interrupted.clear()
+    async with run_service(build) as running:
+        position = await running.platform.log.append([change("k99", "new")])
+        assert await running.platform.log.wait_committed(["toy"], position, 20)
+        assert rows(running) == 11
+        assert await published(running) == before + 1
+        checks = (await stub(running).Verify(pb.VerifyRequest())).checks
+        assert all(check.ok for check in checks), checks
+
+
+async def test_what_comes_in_while_stores_are_verified_is_published_once(toy: Running) -> None:
+    done = asyncio.Event()
+
+    async def push() -> int:
+        number = 0
+        while not done.is_set():
+            await toy.platform.log.append([change(f"k{number}", "v")], durable=False)
+            number += 1
+        return number
+
+    pushing = asyncio.create_task(push())
+    for _ in range(3):
+        checks = (await stub(toy).Verify(pb.VerifyRequest())).checks
+        assert all(check.ok for check in checks), checks
+    done.set()
+    number = await pushing
+    await toy.runtime.operations.settle()
+    assert await published(toy) == number == rows(toy)
+
+
+async def test_the_balance_holds_after_an_erasure_and_a_rebuild(toy: Running) -> None:
+    await fill(toy)
+    await Retention(toy.platform.log, toy.platform.database).erase(lambda record: record.key == key_of("", "k3"), ())
+    for _ in range(2):  # the second time after a replay
+        checks = {check.name: check for check in (await stub(toy).Verify(pb.VerifyRequest())).checks}
+        assert checks["conservation toy"].ok, checks
+
+
+async def test_an_erasure_takes_nothing_of_other_tenants_and_nothing_for_a_short_id(toy: Running) -> None:
+    erased = naming("default", {"crm/customers/4", "1"})
+
+    def record(key: bytes, value: bytes) -> Record:
+        return Record(topics.DECISIONS, 0, 0, key, value, "t", "", 0)
+
+    assert erased(record(key_of("", "crm/customers/4"), b""))
+    assert erased(record(key_of("", "p_7"), b"\x0a" + field_bytes("crm/customers/4")))
+    assert erased(record(key_of("", "1"), b""))
+    assert erased(record(b"theirs", field_bytes("crm/customers/4")))
+    assert not erased(record(key_of("other", "p_7"), field_bytes("crm/customers/4")))
+    assert not erased(record(key_of("", "p_7"), b"\x0a" + field_bytes("1")))
+    assert not erased(record(key_of("", "p_7"), field_bytes("crm/customers/5") + field_bytes("crm/customers/42")))
+
+
+async def test_two_who_retry_at_once_put_a_dead_letter_back_once(toy: Running) -> None:
+    position = await toy.platform.log.append([change("k1", "poison")])
+    assert await toy.platform.log.wait_committed(["toy"], position, 20)
+    request = pb.RetryDeadLettersRequest(ids=[1])
+    answers = await asyncio.gather(*(stub(toy).RetryDeadLetters(request) for _ in range(5)))
+    assert sum(answer.retried for answer in answers) == 1
+    records = await toy.platform.log.read(topics.CHANGES, position.offsets[0].partition, 0)
+    assert len(records) == 2
+    assert records[0].event_id == records[1].event_id
+
+
+async def test_calls_are_answered_when_the_services_have_started(run_service: RunService) -> None:
+    states: list[str] = []
+
+    def slow(platform: Platform) -> Service:
+        async def start() -> None:
+            async with grpc.aio.insecure_channel(platform.peers._addresses("slow")) as channel:
+                call = operations_pb2_grpc.OperationsServiceStub(channel).GetBalance(
+                    pb.GetBalanceRequest(), timeout=0.5
+                )
+                states.append((await asyncio.gather(call, return_exceptions=True))[0].__class__.__name__)
+
+        return Service(name="slow", register=lambda server: None, service_names=(), start=start)
+
+    async with run_service(slow) as running:
+        await stub(running).GetBalance(pb.GetBalanceRequest())
+    assert states == ["AioRpcError"]
+
+
+async def test_a_start_that_fails_ends(run_service: RunService) -> None:
+    def failing(platform: Platform) -> Service:
+        async def start() -> None:
+            raise UnavailableError("it is not there")
+
+        return Service(name="failing", register=lambda server: None, service_names=(), start=start)
+
+    async with asyncio.timeout(20):
+        with pytest.raises(UnavailableError, match="it is not there"):
+            async with run_service(build, failing):
+                pass

@@ -1,6 +1,7 @@
 """The processing loop on a real log: once, poison, outages, batches."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,18 @@ import pytest
 from headwater.common.v1 import events_pb2
 from services.kernel.errors import UnavailableError
 from services.kernel.log import Message, Progress, Record, Tally
-from services.kernel.processor import APPLIED, SUPERSEDED, Decision, Outcome, Processor, ProcessorLoop
+from services.kernel.processor import (
+    APPLIED,
+    BATCH_RECORDS_MIN,
+    SUPERSEDED,
+    Decision,
+    Outcome,
+    Processor,
+    ProcessorLoop,
+)
 from services.kernel.sqlite import Database
 from services.kernel.sqlite_log import SqliteLog
+from services.kernel.sqlite_retention import Retention
 from services.kernel.topics import CHANGES, DEAD_LETTERS, DECISIONS, PROFILES
 
 
@@ -156,3 +166,61 @@ async def test_finish_publishes_once_a_batch(database: Database, log: SqliteLog)
     )  # fmt: skip
     await drain(log, processor)
     assert sum(await log.end(DECISIONS)) == 1
+
+
+async def test_what_has_left_the_log_counts_as_superseded(database: Database, log: SqliteLog) -> None:
+    await log.append([change("k", "poison" if n == 6 else "v") for n in range(10)])
+    await Retention(log, database).erase(lambda record: record.offset in {0, 4, 5, 9}, ())
+    await drain(log, Processor("g", (CHANGES,), Counts(database), count))
+    assert log.tallies("g") == (10, Tally(applied=5, superseded=4, dead_lettered=1))
+
+
+async def test_pausing_does_not_wait_for_an_outage_to_end(database: Database, log: SqliteLog) -> None:
+    store = Counts(database)
+    store.outages = 1 << 60
+    loop = ProcessorLoop(Processor("g", (CHANGES,), store, count), log)
+    task = asyncio.create_task(loop.run())
+    await log.append([change("k")])
+    async with asyncio.timeout(20):
+        while loop.failing is None:
+            await asyncio.sleep(0.001)
+        await loop.pause()
+        store.outages = 0
+        loop.resume()
+        while not await log.committed("g"):
+            await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert store.read() == {b"k": 1}
+
+
+async def test_the_work_of_others_does_not_make_batches_small(database: Database, log: SqliteLog) -> None:
+    sizes: list[int] = []
+
+    class Noting(Counts):
+        async def load(self, batch: Sequence[Record]) -> dict[bytes, int]:
+            sizes.append(len(batch))
+            return await super().load(batch)
+
+    processor = Processor("g", (CHANGES,), Noting(database), count)
+    await log.append([change("k", "old") for _ in range(1000)])
+    async with database.transaction():
+        draining = asyncio.create_task(drain(log, processor))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it waits for its turn now
+        started = time.thread_time()
+        while time.thread_time() - started < 1.0:
+            pass
+    await draining
+    assert sizes[1] > BATCH_RECORDS_MIN
+
+
+async def test_a_value_that_a_statement_cannot_take_is_poison_and_no_outage(database: Database, log: SqliteLog) -> None:
+    class Strict(Counts):
+        async def save(self, state: dict[bytes, int], progress: Progress) -> None:
+            for key in state:
+                self._database.unit.execute("SELECT json(?)", (key.decode(),)).fetchall()
+
+    await log.append([change("{}"), change("{"), change("{}")])
+    await drain(log, Processor("g", (CHANGES,), Strict(database), lambda _state, _record: APPLIED))
+    assert log.tallies("g") == (3, Tally(applied=2, dead_lettered=1))

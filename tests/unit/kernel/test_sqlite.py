@@ -132,7 +132,7 @@ async def test_writers_go_on_while_a_reader_keeps_the_write_ahead_log_from_being
     monkeypatch.setattr(sqlite, "CHECKPOINT_EVERY_S", 0.01)
     monkeypatch.setattr(sqlite, "TRUNCATE_BYTES", 0)
     tried = asyncio.Event()
-    empty = Database._empty_wal  # noqa: SLF001 - to know when a checkpoint has run into the reader
+    empty = Database._empty_wal  # wrapped, to know when a checkpoint has run into the reader
 
     async def emptied(self: Database, connection: sqlite3.Connection) -> bool:
         tried.set()
@@ -185,3 +185,10 @@ async def test_a_cancelled_scrub_has_ended_when_the_next_unit_begins(database: D
     assert scrubbing.cancelled()
     await log.append([big(50)])
     assert len(await log.read(CHANGES, 0, 0, max_bytes=1 << 30)) == 51
+
+
+async def test_what_fails_after_a_commit_keeps_nobody_from_hearing_of_it(database: Database, log: SqliteLog) -> None:
+    async with database.transaction() as unit:
+        unit.on_commit.append(lambda: 1 // 0)  # type: ignore[arg-type]
+        unit.emit([big(0)])
+    assert await log.end(CHANGES) == [1, 0, 0, 0]

@@ -37,6 +37,7 @@ def change(
     entity: str = "customers",
     tenant: str = "default",
     unavailable: Sequence[str] = (),
+    partial: bool = False,
     partition: int | None = None,
     time_ms: int | None = None,
 ) -> Message:
@@ -47,6 +48,7 @@ def change(
     event = ingest_pb2.Change(
         tenant=tenant, source=source, entity=entity, record=record, operation=OPERATIONS[op],
         after_json="" if after is None else orjson.dumps(after).decode(), unavailable=unavailable,
+        partial=partial,
         position="" if at is None else f"test:{source}:{padded(at)}", source_position="" if at is None else str(at),
     )  # fmt: skip
     event.occurred_at.FromMilliseconds(happened_ms)

@@ -151,6 +151,23 @@ def test_a_late_delete_takes_away_what_was_kept_from_before_it(rows: Scenario) -
     assert rows.body() == {"a": 3}
 
 
+def test_a_partial_change_keeps_all_columns_that_it_does_not_name(rows: Scenario) -> None:
+    rows.deliver(change("insert", 1, {"a": 1, "b": 1}, at=1))
+    rows.deliver(change("update", 1, {"a": 2, "c": None}, at=3, partial=True))
+    assert rows.body() == {"a": 2, "b": 1, "c": None}
+    rows.deliver(change("update", 1, {"a": 9, "b": 9, "c": 9, "d": 9}, at=2, partial=True))
+    assert rows.body() == {"a": 2, "b": 9, "c": None, "d": 9}
+    rows.deliver(change("update", 1, {"a": 4}, at=4))
+    assert rows.body() == {"a": 4}
+
+
+def test_a_row_that_comes_after_its_partial_change_fills_it_in(rows: Scenario) -> None:
+    rows.deliver(change("update", 1, {"a": 2}, at=2, partial=True))
+    assert rows.body() == {"a": 2}
+    rows.deliver(change("insert", 1, {"a": 1, "b": 1}, at=1))
+    assert rows.body() == {"a": 2, "b": 1}
+
+
 def test_a_truncation_removes_older_rows_of_its_entity_only(rows: Scenario) -> None:
     rows.deliver(assigned(ADA, "p1"), assigned("crm/customers/2", "p2"))
     rows.deliver(

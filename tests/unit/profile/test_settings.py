@@ -38,19 +38,26 @@ def test_reads_consent_and_policies() -> None:
 @pytest.mark.parametrize(
     ("table", "named"),
     [
-        ({"feilds": {}}, "feilds"),
-        ({"fields": []}, "profile.fields"),
+        ({"feilds": {}}, r"^\[profile\] feilds is not a setting; known are fields, "),
+        ({"fields": []}, r"^\[profile.fields\] must be a table"),
         ({"fields": {"name": {"from": ["crm.name"]}}}, "crm.name"),
-        ({"fields": {"name": {"from": []}}}, "profile.fields.name.from"),
-        ({"fields": {"name": {"from": "crm.customers.name"}}}, "profile.fields.name.from"),
-        ({"fields": {"name": {"from": ["crm.customers.name"], "rule": "newest"}}}, "newest"),
+        ({"fields": {"name": {"from": []}}}, r"^\[profile.fields.name\] from must not be empty"),
+        ({"fields": {"name": {}}}, r"^\[profile.fields.name\] from must not be empty"),
+        (
+            {"fields": {"name": {"from": "crm.customers.name"}}},
+            r"^\[profile.fields.name\] from must be a list of texts",
+        ),
+        (
+            {"fields": {"name": {"from": ["crm.customers.name"], "rule": "newest"}}},
+            "rule must be one of latest, most_trusted, most_frequent, union, longest, not 'newest'",
+        ),
         ({"fields": {"name": {"from": ["crm.customers.name"], "rules": "latest"}}}, "rules"),
-        ({"records_max": 0}, "profile.records_max"),
-        ({"records_max": True}, "profile.records_max"),
-        ({"only_declared": "yes"}, "profile.only_declared"),
-        ({"exclude": "password"}, "profile.exclude"),
-        ({"consent": {"marketing": 1}}, "profile.consent.marketing"),
-        ({"policies": {"income": "credit"}}, "profile.policies.income"),
+        ({"records_max": 0}, r"^\[profile\] records_max must be a whole number from 1, not 0"),
+        ({"records_max": True}, r"^\[profile\] records_max"),
+        ({"only_declared": "yes"}, r"^\[profile\] only_declared must be true or false"),
+        ({"exclude": "password"}, r"^\[profile\] exclude must be a list of texts"),
+        ({"consent": {"marketing": 1}}, r"^\[profile.consent\] marketing must be a text"),
+        ({"policies": {"income": "credit"}}, r"^\[profile.policies\] income must be a list of texts"),
     ],
 )
 def test_a_wrong_setting_is_named(table: dict[str, Any], named: str) -> None:
