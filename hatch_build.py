@@ -29,7 +29,7 @@ def compile_protos(root: Path) -> None:
         if (found := shutil.which(name) or shutil.which(name, path=str(scripts)))
     ]
     outputs = ["--python_out", "--grpc_python_out"]
-    outputs += ["--mypy_out", "--mypy_grpc_out"] if len(plugins) == 2 else []  # noqa: PLR2004 - both or neither
+    outputs += ["--mypy_out", "--mypy_grpc_out"] if len(plugins) == 2 else []
     subprocess.run(
         [
             sys.executable, "-m", "grpc_tools.protoc", f"-I{source}", f"-I{well_known}", *plugins,

@@ -100,7 +100,7 @@ class _App:
         self._erasures = sqlite_erasure.SqliteErasures(
             database, self._documents, clock=platform.clock, forget_queries=self._searcher.forget
         )
-        self._knowledge = Knowledge(database, log_, self._documents, self._jobs, self._index)
+        self._knowledge = Knowledge(database, log_, self._documents, self._jobs, self._index, model_id=model.model_id)
         self._runner = Runner(self._jobs, self._indexer.work, policy, clock=platform.clock)
         self._documents.on_work = self._runner.wake
         self._api = EmbedderApi(
@@ -140,6 +140,7 @@ class _App:
 
     async def _start(self) -> None:
         await asyncio.to_thread(self._chunks.load_index)
+        self._searcher.look_for_another_model()
         # Where only the model's answers tell their length, those of before count, too.
         self._model.dimensions = self._model.dimensions or self._index.dimensions
         await self._jobs.hand_over(self._model.model_id)

@@ -30,6 +30,11 @@ class Waiting:
     alone: object
     vector: asyncio.Future[Vector]
 
+    def settle(self, vector: Vector) -> None:
+        """Give whoever waits the vector."""
+        if not self.vector.done():
+            self.vector.set_result(vector)
+
     def fail(self, error: EnrichmentError) -> None:
         """Tell whoever waits that there is no vector."""
         if not self.vector.done():

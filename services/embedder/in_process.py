@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from services.embedder.ports import Model, Vector
-from services.kernel.jobs import Lane
+from services.kernel.jobs import Lane, TransientError
 
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -29,11 +29,11 @@ class InProcess:
         """Return the vectors of texts."""
         del lane, alone  # the documents at once leave a share to each lane, and no two texts share a call
         loop = asyncio.get_running_loop()
-        return await asyncio.gather(*(loop.run_in_executor(self._threads, self._model.embed, text) for text in texts))
+        return await asyncio.gather(*(loop.run_in_executor(self._threads, self._vector, text) for text in texts))
 
     async def embed_query(self, text: str) -> Vector:
         """Return the vector of a query."""
-        return await asyncio.get_running_loop().run_in_executor(self._query_thread, self._model.embed, text)
+        return await asyncio.get_running_loop().run_in_executor(self._query_thread, self._vector, text)
 
     def token_starts(self, text: str) -> Sequence[int]:
         """Return where each token of a text begins, in characters."""
@@ -47,3 +47,13 @@ class InProcess:
         """Let the threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._query_thread.shutdown(wait=False, cancel_futures=True)
+
+    def _vector(self, text: str) -> Vector:
+        vector = self._model.embed(text)
+        self.dimensions = self.dimensions or len(vector)
+        if len(vector) != self.dimensions:
+            raise TransientError(
+                f"{self.model_id}: a vector has {len(vector)} dimensions, not {self.dimensions}: "
+                "check embedder.model.model and embedder.model.dimensions"
+            )
+        return vector

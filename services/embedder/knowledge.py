@@ -28,10 +28,17 @@ class Knowledge:
     """Reads of the knowledge base, and what a rebuild needs."""
 
     def __init__(
-        self, database: Database, log: SqliteLog, documents: SqliteDocuments, jobs: SqliteJobs, index: VectorIndex
+        self,
+        database: Database,
+        log: SqliteLog,
+        documents: SqliteDocuments,
+        jobs: SqliteJobs,
+        index: VectorIndex,
+        *,
+        model_id: str,
     ) -> None:
         self._database, self._log, self._documents, self._jobs = database, log, documents, jobs
-        self._index = index
+        self._index, self._model_id = index, model_id
 
     def document(self, key: Key, version: str, held: frozenset[str]) -> pb.GetDocumentResponse:
         """Return a document's text.
@@ -88,7 +95,10 @@ class Knowledge:
         return await state_hash(_state(connection))
 
     async def checks(self) -> list[operations_pb2.Check]:
-        """Check that every document has the chunks that its census says, each with words and a vector."""
+        """Check that every document has the chunks that its census says, each with words and a vector.
+
+        A chunk may lack its vector only while the model, which is another one than before, has its document to do.
+        """
         with self._database.snapshot() as connection:
             (short,) = connection.execute(
                 """SELECT count(*) FROM knowledge_documents d WHERE chunks <> (
@@ -96,14 +106,21 @@ class Knowledge:
             ).fetchone()
             (chunks,) = connection.execute("SELECT count(*) FROM knowledge_chunks").fetchone()
             (words,) = connection.execute("SELECT count(*) FROM knowledge_words_docsize").fetchone()
-            (bare,) = connection.execute(
-                """SELECT count(*) FROM knowledge_chunks c WHERE NOT EXISTS (
-                     SELECT 1 FROM knowledge_embeddings e WHERE e.hash=c.hash)"""
+            lacking, bare = connection.execute(
+                """SELECT count(*), total(NOT EXISTS (SELECT 1 FROM knowledge_jobs j WHERE j.document=c.document))
+                   FROM knowledge_chunks c WHERE NOT EXISTS (
+                     SELECT 1 FROM knowledge_embeddings e WHERE e.hash=c.hash AND e.model_id=?)""",
+                (self._model_id,),
             ).fetchone()
-        cached = len(self._index)
-        ok = short == bare == 0 and chunks == words == cached
-        detail = f"{chunks} chunks, {words} in the text index, {cached} in the vector index, {bare} without a vector"
-        return [operations_pb2.Check(name="census knowledge", ok=ok, detail=f"{detail}, {short} documents incomplete")]
+            cached = len(self._index)
+        ok = short == bare == 0 and chunks == words == cached + lacking
+        detail = (
+            f"{chunks} chunks, {words} in the text index, {cached} in the vector index, {bare:.0f} without a vector"
+        )
+        detail += f", {short} documents incomplete"
+        if lacking:
+            detail += f", {lacking} still to be embedded by another model than before"
+        return [operations_pb2.Check(name="census knowledge", ok=ok, detail=detail)]
 
 
 def _state(connection: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:

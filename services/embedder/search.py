@@ -82,7 +82,7 @@ class Searcher:
         )
         self._connection.execute("PRAGMA query_only=ON")
         self._vectors: OrderedDict[str, Vector] = OrderedDict()
-        self._is_partial = True
+        self._is_partial = False
 
     def close(self) -> None:
         """Let the thread end."""
@@ -158,21 +158,22 @@ class Searcher:
         except sqlite3.Error as error:
             log.warning("search.words_failed", error=str(error))
             missing.append(f"search by words: {error}")
-        if vector is not None:
+        if vector is not None and self._index.dimensions not in (0, len(vector)):
+            missing.append("search by meaning: the query's vector is of another model than those of the documents")
+        elif vector is not None:
             cosines = dict(self._index.search(vector, groups, count))
             cosines |= self._index.cosines(vector, [chunk for chunk in bm25 if chunk not in cosines])
-            if self._has_vectors_of_another_model():
+            if self._is_partial and self.look_for_another_model():
                 missing.append(
                     "search by meaning: the embedding model has changed, and what it has not embedded yet is found by "
                     "words alone"
                 )
         return Candidates(cosines, bm25, words, missing)
 
-    def _has_vectors_of_another_model(self) -> bool:
-        """Whether there are chunks that the model has not embedded yet; new ones have their vector from the start."""
-        if self._is_partial:
-            (chunks,) = self._connection.execute("SELECT count(*) FROM knowledge_chunks").fetchone()
-            self._is_partial = chunks > len(self._index)
+    def look_for_another_model(self) -> bool:
+        """Tell whether there are chunks that the model has not embedded; another one has, before this process began."""
+        (chunks,) = self._connection.execute("SELECT count(*) FROM knowledge_chunks").fetchone()
+        self._is_partial = chunks > len(self._index)
         return self._is_partial
 
     def groups(self, reader: Reader) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 from services.embedder.ports import Vector
 from services.embedder.settings import ModelSettings
 from services.kernel.errors import UnavailableError
-from services.kernel.jobs import PermanentError, TransientError
+from services.kernel.jobs import PermanentError
 
 EXTRA = "headwater[sentence-transformers]"
 TOKENS_MAX = 256  # unless the settings say otherwise: only the loaded model could tell
@@ -48,11 +48,6 @@ class SentenceTransformersModel:
         norm = np.linalg.norm(vector)
         if not np.isfinite(norm) or norm < _TINY:
             raise PermanentError(f"{self._name}: the vector of a text is zero, or not finite: change the text")
-        if self.dimensions and len(vector) != self.dimensions:
-            raise TransientError(
-                f"{self._name}: the vector has {len(vector)} dimensions, not {self.dimensions}: "
-                "check embedder.model.dimensions"
-            )
         unit: Vector = (vector / norm).astype(np.float32)
         return unit
 

@@ -4,11 +4,20 @@ Names decide cautiously. A number in a column that names somebody else (`agent_e
 number in `customer_id` counts within its source only, for every system counts from 1.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from services.identity_graph.normalise import junk_test, normaliser, word_set
+from services.identity_graph.column_names import (
+    OTHERS,
+    PERSONS,
+    PLURALS,
+    THINGS,
+    column_words,
+    entity_words,
+    kind_of,
+    rule_of,
+)
+from services.identity_graph.normalise import junk_test, normaliser
 from services.identity_graph.settings import ColumnRule, EntityRule, Format, Settings, Strength
 
 JUNK = "~"
@@ -18,45 +27,6 @@ NOTHING = ("", "")
 """Stands for kind and value where a column that can link holds nothing: the row is a person's all the same."""
 
 REMEMBERED_SHAPES = 10_000
-
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_NOT_WORD = re.compile(r"[\W_]+")
-
-# Whose rows are persons, and which columns refer to such a row: by the singular of the entity's name. Where a row
-# refers to several, the first in this order is its person: a booking's customer, not the user who typed it in.
-PERSONS = ("customer", "member", "client", "guest", "passenger", "traveller", "traveler", "patient", "subscriber",
-           "contact", "person", "user", "account")  # fmt: skip
-PLURALS = {f"{noun}s": noun for noun in PERSONS} | {noun: noun for noun in PERSONS} | {"people": "person"}
-
-# Rows that may have an e-mail address or a telephone number of their own, and are no person.
-THINGS = word_set("""
-    airline airlines airport airports branch branches companies company department departments flight flights hotel
-    hotels inventory office offices organisation organisations organization organizations price prices product products
-    property properties room rooms route routes seat seats shop shops site sites stock store stores supplier suppliers
-    vendor vendors warehouse warehouses
-""")
-
-# A column with one of these words in its name is about somebody or something else than the row's person.
-OTHERS = word_set("""
-    agent airline approved approver assigned assignee author branch company created creator deleted emergency employee
-    employer hotel manager merchant modified office operator owner parent partner property recruiter referred referrer
-    referral rep reply seller spouse staff store supervisor supplier support updated vendor
-""")
-
-_NAMES: tuple[tuple[str, str], ...] = (
-    ("email", r"(.*_)?e_?mails?(_address(es)?|_addr)?|mail"),
-    ("phone", r"(.*_)?(phone|telephone|mobile|cellphone|cell|msisdn|tel)s?(_numbers?|_num|_no|_nr)?"),
-    ("device", r"(.*_)?device(_?id|_uuid)?|idfa|gaid|advertising_id|anonymous_id|visitor_id"),
-    ("loyalty", r"(loyalty|frequent_flyer|membership)(_?card)?(_?id|_?number|_no|_nr)|member_(number|no)"),
-    ("account", r"account(_?id|_?number|_no|_nr)?"),
-    ("national", r"ssn|social_security_(number|no)|soc_sec_id|national_id(_number)?|national_insurance_number|nino"),
-    ("tax", r"tax_?(id|number|no)|tin"),
-    ("passport", r"passport(_number|_no|_nr|_id)?"),
-    ("name", r"(full_?|first_?|middle_?|last_?|given_?|family_?|sur|customer_|guest_|passenger_|traveller_)?name"),
-    ("birth_date", r"dob|(date_of_birth|birth_?date|birthday)"),
-)  # fmt: skip
-_KIND_OF_NAME = [(kind, re.compile(pattern)) for kind, pattern in _NAMES]
-
 
 Entry = tuple[str, str, str]
 """An identifier in a row: column, kind, normalised value."""
@@ -95,7 +65,7 @@ class Extractor:
         known = self._ignored.get((source, entity))
         if known is None:
             rule = self._settings.entities.get((source, entity))
-            known = _singular_words(entity) in THINGS if rule is None else rule.person is False
+            known = entity_words(entity) in THINGS if rule is None else rule.person is False
             if len(self._ignored) < REMEMBERED_SHAPES:
                 self._ignored[source, entity] = known
         return known
@@ -173,7 +143,7 @@ class Extractor:
         region: str,
     ) -> _Shape:
         entity_rule = self._settings.entities.get((source, entity), EntityRule())
-        paths = {path: _words(".".join(path)) for path in (c if isinstance(c, tuple) else (c,) for c in columns)}
+        paths = {path: column_words(".".join(path)) for path in (c if isinstance(c, tuple) else (c,) for c in columns)}
         rules = dict(self._default_rules(source, entity, key, paths)) if entity_rule.defaults else {}
         for path in paths:
             configured = entity_rule.columns.get(".".join(path))
@@ -223,8 +193,8 @@ class Extractor:
     def _default_rules(
         self, source: str, entity: str, key: tuple[str, ...], paths: Mapping[tuple[str, ...], str]
     ) -> Iterator[tuple[tuple[str, ...], ColumnRule]]:
-        own = PLURALS.get(_singular_words(entity))
-        own_key = key[0] if len(key) == 1 and own and _words(key[0]) in {"id", f"{own}_id"} else None
+        own = PLURALS.get(entity_words(entity))
+        own_key = key[0] if len(key) == 1 and own and column_words(key[0]) in {"id", f"{own}_id"} else None
         by_name = {name: path for path, name in paths.items()}
         references = (noun for noun in PERSONS if noun != own and f"{noun}_id" in by_name)
         if (noun := next(references, None)) is not None:
@@ -234,31 +204,8 @@ class Extractor:
                 yield path, ColumnRule("account", scope_of_numbers=f"{source}/{own}")
             elif name == f"{own}_id":  # a number beside the key counts for itself: it is not the key of another row
                 yield path, ColumnRule("account", scope_of_numbers=f"{source}/{own}_id")
-            elif not OTHERS.intersection(name.split("_")) and (kind := _kind_of(name)):
-                yield path, _rule_of(kind, name, source)
-
-
-def _kind_of(name: str) -> str | None:
-    return next((kind for kind, pattern in _KIND_OF_NAME if pattern.fullmatch(name)), None)
-
-
-def _rule_of(kind: str, name: str, source: str) -> ColumnRule:
-    # A bare number is of its source, unless it is a member's and long enough to be told apart from others'.
-    if kind == "account":
-        return ColumnRule(kind, scope_of_numbers=f"{source}/{name.partition('_')[0]}")
-    return (
-        ColumnRule(kind, scope_of_numbers=f"{source}/{kind}", digits_min=6) if kind == "loyalty" else ColumnRule(kind)
-    )
-
-
-def _words(name: str) -> str:
-    """Return a column's name in words: `emailAddress` and `E-Mail Address` as `email_address` and `e_mail_address`."""
-    return _NOT_WORD.sub("_", _CAMEL.sub("_", name)).strip("_").lower()
-
-
-def _singular_words(entity: str) -> str:
-    """Return the last part of an entity's name, `public.Customers` being `customers`."""
-    return _words(entity.rpartition(".")[2])
+            elif not OTHERS.intersection(name.split("_")) and (kind := kind_of(name)):
+                yield path, rule_of(kind, name, source)
 
 
 def _paths(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -20,6 +20,7 @@ from services.kernel.errors import DeadlineError, InvalidInputError, NotFoundErr
 from services.kernel.log import DEFAULT_TENANT, SEPARATOR, encode_token, message_of, position_of
 from services.kernel.sqlite_log import SqliteLog
 
+RECORDS_LISTED = 1_000  # of one person, in the answer to Resolve
 WAIT_S = 30.0  # where the caller sets no deadline
 CATCH_UP_S = 20.0
 OUT_OF_REACH = (
@@ -50,7 +51,7 @@ class IdentityGraphApi(service_pb2_grpc.IdentityGraphServiceServicer):
         """Find the profile of an identifier."""
         del context
         found = await self._find(request.tenant or DEFAULT_TENANT, request.identifier)
-        subject = await self._queries.subject(found)
+        subject = await self._queries.subject(found, RECORDS_LISTED)
         return pb.ResolveResponse(
             profile_id=found.profile_id, aliases=sorted(set(subject.births) - {found.profile_id}),
             records=subject.records, identifiers=map(identifier_of, subject.links), suspect=found.suspect,

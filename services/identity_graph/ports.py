@@ -107,8 +107,13 @@ class GraphQueries(Protocol):
     async def evidence(self, node_ids: Collection[int]) -> Sequence[Evidence]:
         """Return nodes, with everything that links join with them."""
 
-    async def subject(self, found: Found) -> Subject:
-        """Return all records of a person, with their own ids and the identifiers that link them."""
+    async def subject(self, found: Found, limit: int = -1) -> Subject:
+        """Return the records of a person, in order, with their own ids, and the identifiers that link them.
+
+        Args:
+            found: where the person is.
+            limit: at most this many records; -1 for all.
+        """
 
     async def buried(self, links: Collection[Link]) -> Sequence[tuple[Key, str, str]]:
         """Return key, own id and position of records that are gone and held one of the identifiers."""

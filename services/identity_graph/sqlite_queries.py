@@ -81,28 +81,29 @@ class SqliteQueries:
             for node_id, tenant, text, links, first_key, count, profile, muted, _, _ in rows
         ]  # fmt: skip
 
-    async def subject(self, found: Found) -> Subject:
-        """Return all records of a person, with their own ids and the identifiers that link them."""
-        rows = self._reader.execute(
-            "SELECT r.key, r.birth, r.position, n.id FROM identity_nodes m "
-            "JOIN identity_nodes n ON n.component = m.component AND n.profile = m.profile "
-            "JOIN identity_records r ON r.node = n.id WHERE m.id = ? AND m.component > 0 "
-            "UNION ALL SELECT r.key, r.birth, r.position, r.node FROM identity_records r "
-            "WHERE r.birth = ? AND EXISTS (SELECT 1 FROM identity_nodes n WHERE n.id = r.node AND n.profile IS NULL) "
-            "ORDER BY 1",
-            (found.node_id, found.profile_id),
+    async def subject(self, found: Found, limit: int = -1) -> Subject:
+        """Return the records of a person, in order, with their own ids, and the identifiers that link them."""
+        nodes = self._reader.execute(
+            "SELECT n.id, n.links, n.muted FROM identity_nodes m JOIN identity_nodes n ON n.component = m.component "
+            "AND n.profile = m.profile WHERE m.id = ? AND m.component > 0",
+            (found.node_id,),
         ).fetchall()
-        links: set[Link] = set()
-        nodes = orjson.dumps(sorted({row[3] for row in rows})).decode()
-        for joined, muted in self._reader.execute(
-            "SELECT links, muted FROM identity_nodes WHERE id IN (SELECT value FROM json_each(?))", (nodes,)
-        ):
-            links.update(joined.split(LINK_SEPARATOR) if joined else ())
+        links = {link for _, joined, _ in nodes if joined for link in joined.split(LINK_SEPARATOR)}
+        for *_, muted in nodes:
             links.difference_update(orjson.loads(muted) if muted else ())
-        return Subject(
-            tuple(split_key(row[0])[1] for row in rows), tuple(row[1] for row in rows), tuple(row[2] for row in rows),
-            tuple(sorted(links)),
-        )  # fmt: skip
+        if nodes:
+            rows = self._reader.execute(
+                "SELECT r.key, r.birth, r.position FROM json_each(?) j CROSS JOIN identity_records r "
+                "ON r.node = j.value LIMIT ?",
+                (orjson.dumps([node[0] for node in nodes]).decode(), limit),
+            ).fetchall()
+        else:  # a record that stands alone
+            rows = self._reader.execute(
+                "SELECT key, birth, position FROM identity_records WHERE birth = ? AND node = ?",
+                (found.profile_id, found.node_id),
+            ).fetchall()
+        keys, births, positions = zip(*sorted(rows), strict=True) if rows else ((), (), ())
+        return Subject(tuple(split_key(key)[1] for key in keys), births, positions, tuple(sorted(links)))
 
     async def buried(self, links: Collection[Link]) -> Sequence[tuple[Key, str, str]]:
         """Return key, own id and position of records that are gone and held one of the identifiers."""

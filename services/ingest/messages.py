@@ -8,7 +8,7 @@ from headwater.ingest.v1 import events_pb2
 from services.ingest.decoders.common import Decoded
 from services.kernel import topics
 from services.kernel.log import Message, key_of
-from services.kernel.records import record_key
+from services.kernel.records import NOT_WHOLE, record_key
 
 Instant = tuple[int, int]
 """Seconds since the epoch, and nanoseconds."""
@@ -37,7 +37,8 @@ def messages_of(event: Decoded, partitions: int, now: Instant) -> Sequence[Messa
         return (Message(topics.DOCUMENTS, key, event.SerializeToString(), _DOCUMENT, timestamp_ms),)
     value = event.SerializeToString()
     if event.operation not in EVERYWHERE:
-        return (Message(topics.CHANGES, key_of(event.tenant, event.record), value, _CHANGE, timestamp_ms),)
+        message = Message(topics.CHANGES, key_of(event.tenant, event.record), value, _CHANGE, timestamp_ms)
+        return (message._replace(headers=NOT_WHOLE) if event.partial or event.unavailable else message,)
     # Shorter than any record's key, so that it can take the place of none.
     about = record_key(event.source, event.entity, {})
     key = key_of(event.tenant, about)

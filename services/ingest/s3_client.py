@@ -2,6 +2,7 @@
 
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,7 +52,7 @@ class S3Client:
             DecodeError: it is too long, or archived.
             UnavailableError: the store cannot be asked now, or does not allow it.
         """
-        async with await self._get(f"/{self._bucket}/{key}", {}) as response:
+        async with self._get(f"/{self._bucket}/{key}", {}) as response:
             if response.status == 200:
                 if (response.content_length or 0) > bytes_max:
                     raise _too_long(self._bucket, key, bytes_max)
@@ -71,7 +72,7 @@ class S3Client:
         """
         query = {"list-type": "2", "prefix": prefix}
         while True:
-            async with await self._get(f"/{self._bucket}", query) as response:
+            async with self._get(f"/{self._bucket}", query) as response:
                 if response.status != 200:
                     raise self._refused(response.status, await _code_of(response))
                 page = _parsed(await response.read())
@@ -90,7 +91,8 @@ class S3Client:
             await self._session.close()
             self._session = None
 
-    async def _get(self, path: str, query: Mapping[str, str]) -> "ClientResponse":
+    @asynccontextmanager
+    async def _get(self, path: str, query: Mapping[str, str]) -> "AsyncIterator[ClientResponse]":
         from aiohttp import ClientError, ClientSession, ClientTimeout
         from yarl import URL
 
@@ -104,21 +106,17 @@ class S3Client:
         now = datetime.fromtimestamp(self._clock(), UTC)
         headers = signed_headers(self._credentials, self._region, host, path, query, now=now)
         try:
-            return await self._session.get(url, headers=headers, allow_redirects=False)
+            async with self._session.get(url, headers=headers, allow_redirects=False) as response:
+                yield response
         except (ClientError, TimeoutError, OSError) as error:
             raise UnavailableError(f"the object store {self._endpoint} cannot be reached ({error!r:.80})") from error
 
     async def _object(self, response: "ClientResponse", key: str, bytes_max: int) -> Object:
-        from aiohttp import ClientError
-
         content = bytearray()
-        try:
-            async for chunk in response.content.iter_chunked(1 << 20):
-                content += chunk
-                if len(content) > bytes_max:
-                    raise _too_long(self._bucket, key, bytes_max)
-        except (ClientError, TimeoutError, OSError) as error:
-            raise UnavailableError(f"s3://{self._bucket}/{key} came in part only ({error!r:.80})") from error
+        async for chunk in response.content.iter_chunked(1 << 20):
+            content += chunk
+            if len(content) > bytes_max:
+                raise _too_long(self._bucket, key, bytes_max)
         kind, headers = response.content_type, response.headers
         kind = "" if kind.endswith("/octet-stream") else kind
         return Object(bytes(content), headers.get("ETag", ""), kind, _time(headers.get("Last-Modified")))

@@ -7,7 +7,7 @@ of the loop, and between two rounds there may be a batch.
 import time
 
 BATCH_TARGET_S = 0.025
-BATCH_TARGET_ASKED_S = 0.005
+BATCH_TARGET_ASKED_S = 0.002
 RECENT_S = 1.0
 # Those who push and those who look at the balance are not kept waiting by the work that they cause.
 BACKGROUND = ("/headwater.ingest.", "/headwater.common.", "/grpc.")

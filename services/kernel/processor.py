@@ -24,7 +24,7 @@ from services.kernel.retry import backoff_s
 from services.kernel.topics import TOPICS, Cleanup
 
 BATCH_RECORDS_MAX = 1000
-BATCH_RECORDS_MIN = 32
+BATCH_RECORDS_MIN = 16
 BATCH_BYTES_MAX = 1 << 20
 DECIDE_ATTEMPTS = 2  # once among others, once alone
 
@@ -137,7 +137,9 @@ class ProcessorLoop(Generic[S]):
     async def _handle(self, consumer: Consumer, batch: Batch) -> None:
         """Do a batch, whatever it takes: poison is isolated, an outage is waited for."""
         try:
+            started = time.thread_time()  # of the processor, so that a busy machine does not make batches small
             await self._until_available(lambda: self._apply(consumer, batch))
+            self._adapt(len(batch.records), time.thread_time() - started)
         except PartitionLostError as error:
             log.info("processor.partition_lost", group=self.processor.name, error=str(error))
         except _PoisonError as poison:
@@ -175,15 +177,11 @@ class ProcessorLoop(Generic[S]):
         processor = self.processor
         with telemetry.BATCH_SECONDS.labels(processor.name).time():
             async with consumer.unit():
-                # Of the processor, and after the wait for a turn: neither a busy machine nor others make batches small.
-                started = time.thread_time()
                 state = await processor.store.load(batch.records)
                 outputs, tally = _decide(processor, state, batch)
                 progress = Progress(processor.name, batch.topic, batch.partition, batch.next_offset, outputs, tally)
                 await processor.store.save(state, progress)
                 await consumer.commit(progress)
-                cpu_s = time.thread_time() - started
-        self._adapt(len(batch.records), cpu_s)
         for outcome, count in zip(Tally._fields, tally, strict=True):
             if count:
                 telemetry.INPUTS.labels(processor.name, outcome).inc(count)

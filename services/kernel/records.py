@@ -2,12 +2,16 @@
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 
 OTHER_COLUMNS = "\x1f"
 """Stands for all columns that are not named; no column is called so."""
+
+NOT_WHOLE: Mapping[str, str] = MappingProxyType({"whole": "no"})
+"""The headers of a message that adds to earlier ones of its key, so that compaction must keep those."""
 
 # The separator, the escape, and control characters, which some stores and terminals cut or hide.
 _RESERVED = re.compile(r"[%/\x00-\x1f\x7f]")

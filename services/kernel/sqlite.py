@@ -19,6 +19,7 @@ import structlog
 
 from services.kernel.errors import InvalidInputError, UnavailableError
 from services.kernel.log import Message
+from services.kernel.turn import Turn
 
 FILE_NAME = "headwater.db"
 LOCK_NAME = "lock"
@@ -83,7 +84,7 @@ class Database:
             raise UnavailableError(
                 f"{self.path} cannot be opened as a database ({error}): restore it, or choose another with --data"
             ) from error
-        self._turn = asyncio.Lock()
+        self._turn = Turn()
         self._synchronous = ""
         self._appender: Callable[[Transaction, Sequence[Message]], None] = _no_log
         self._current: Transaction | None = None
@@ -143,17 +144,18 @@ class Database:
         self.writer.execute("COMMIT")
 
     @contextlib.asynccontextmanager
-    async def transaction(self, *, durable: bool = False) -> AsyncIterator[Transaction]:
+    async def transaction(self, *, durable: bool = False, urgent: bool = False) -> AsyncIterator[Transaction]:
         """Open a unit of work; leaving it normally commits, an exception rolls back.
 
         Args:
             durable: the commit is on disk before this returns. Otherwise it survives the death of the process, and a
                 power failure may take away the newest units, always from the end: the log makes them again.
+            urgent: somebody waits for it, and it is short: it goes ahead of the batches of processors.
 
         Raises:
             UnavailableError: the disk is full or failed; nothing was written.
         """
-        async with self._turn:
+        async with self._turn.take(urgent=urgent):
             self._set_synchronous("FULL" if durable else "NORMAL")
             self.writer.execute("BEGIN IMMEDIATE")
             unit = Transaction(self.writer, self._appender)
@@ -179,7 +181,7 @@ class Database:
                     log.exception("sqlite.after_commit_failed")
             if cancelled:
                 raise asyncio.CancelledError
-            # One unit at most in a round of the loop: queries are served between any two, however many processors work.
+            # One unit at most in a round of the loop: queries are served in between, however many there are.
             await asyncio.sleep(0)
 
     @contextlib.contextmanager
@@ -243,7 +245,7 @@ class Database:
             UnavailableError: it could not be done, for want of space for example; deleted bytes may still be there.
         """
         try:
-            async with self._turn:
+            async with self._turn.take():
                 await _in_thread(self.writer, "VACUUM")
             with self._checkpointer() as connection:
                 while not await self._empty_wal(connection):  # noqa: ASYNC110 - SQLite does not tell when readers end
@@ -253,7 +255,7 @@ class Database:
 
     async def _empty_wal(self, connection: sqlite3.Connection) -> bool:
         """Copy all of the write-ahead log and cut it off; False where somebody still reads an older state."""
-        async with self._turn:
+        async with self._turn.take():
             [(busy, _, _)] = await _in_thread(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
         return not busy
 

@@ -41,6 +41,7 @@ SCHEMA = (
     "CREATE TABLE log_muted (name TEXT PRIMARY KEY, topics TEXT NOT NULL) WITHOUT ROWID",
 )
 DEFAULT_PARTITIONS = 4
+URGENT_MESSAGES = 16  # of so few, each is somebody's question, rating or change, and no bulk load
 
 
 class _Waiters:
@@ -154,21 +155,21 @@ class SqliteLog:
 
     async def append(self, messages: Sequence[Message], *, durable: bool = True) -> common_pb2.Position:
         """Append all messages, or none; waits while a rebuild wants the log to stand still."""
-        async with self.unit_from_outside(durable=durable) as unit:
+        async with self.unit_from_outside(durable=durable, urgent=len(messages) <= URGENT_MESSAGES) as unit:
             unit.emit(messages)
             touched = {(m.topic, self._partition(m)) for m in messages}
             ends = {place: self._next[place] for place in touched}
         return position_of(ends)
 
     @asynccontextmanager
-    async def unit_from_outside(self, *, durable: bool = False) -> AsyncIterator[Transaction]:
+    async def unit_from_outside(self, *, durable: bool = False, urgent: bool = False) -> AsyncIterator[Transaction]:
         """Open a unit of work in which somebody publishes who is no processor; see `Database.transaction`.
 
         Waits while a rebuild wants the log to stand still.
         """
         while True:
             await self._open.wait()
-            async with self._database.transaction(durable=durable) as unit:
+            async with self._database.transaction(durable=durable, urgent=urgent) as unit:
                 if self._open.is_set():  # it may have been closed while this waited for its turn
                     yield unit
                     return

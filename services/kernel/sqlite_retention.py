@@ -140,11 +140,12 @@ class Retention:
             start = stop
 
     async def _newest(self, table: str, floor: int, passes: int, turn: int) -> dict[bytes, int]:
-        """Return the newest offset below `floor` of every key whose turn it is."""
+        """Return the newest offset below `floor` of every key whose turn it is, of records that are whole."""
         newest: dict[bytes, int] = {}
         for start, stop in self._slices(table, floor):
             rows = self._database.reader.execute(
-                f"SELECT key, offset FROM {table} WHERE offset>=? AND offset<? AND key IS NOT NULL ORDER BY offset",
+                f"SELECT key, offset FROM {table} WHERE offset>=? AND offset<? AND key IS NOT NULL "
+                "AND (headers IS NULL OR headers->>'whole' IS NOT 'no') ORDER BY offset",
                 (start, stop),
             )
             newest.update((key, offset) for key, offset in rows if zlib.crc32(key) % passes == turn)

@@ -1,4 +1,7 @@
-"""EmbedderService through real gRPC, with the real model on a real embedded installation."""
+"""EmbedderService through real gRPC, with the real model on a real embedded installation.
+
+All of it holds with the model in this process, and with the same model behind an OpenAI-compatible endpoint.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,10 +14,12 @@ import pytest
 from headwater.common.v1 import common_pb2, events_pb2 as common_events_pb2, operations_pb2, operations_pb2_grpc
 from headwater.embedder.v1 import events_pb2, service_pb2 as pb, service_pb2_grpc
 from headwater.ingest.v1 import events_pb2 as ingest_pb2
-from services.embedder.app import build
+from services.embedder.app import build, default_model
+from services.embedder.model import DIMENSIONS
 from services.kernel import topics
 from services.kernel.log import message_of
 from tests.conftest import Running, RunService
+from tests.unit.embedder.embeddings_server import EmbeddingsServer
 from tests.unit.embedder.examples import HOTELS, document, message, row
 
 Stub: TypeAlias = "service_pb2_grpc.EmbedderServiceAsyncStub"
@@ -24,11 +29,21 @@ REFUND = (
 )
 
 
+@pytest.fixture(params=["onnx", "openai"])
+async def model(request: pytest.FixtureRequest) -> AsyncIterator[dict[str, Any]]:
+    """The table [embedder.model]."""
+    if request.param == "onnx":
+        yield {"provider": "onnx"}
+    else:
+        async with EmbeddingsServer(model=default_model()).running() as server:
+            # A query may take its time here: this machine serves the model, too.
+            yield server.table(dimensions=DIMENSIONS, query_timeout_s=20)
+
+
 @pytest.fixture
-async def running(run_service: RunService) -> AsyncIterator[Running]:
-    async with run_service(
-        build, settings_tables={"embedder": {"tables": [HOTELS], "document_bytes_max": 100_000}}
-    ) as r:
+async def running(run_service: RunService, model: dict[str, Any]) -> AsyncIterator[Running]:
+    table = {"model": model, "tables": [HOTELS], "document_bytes_max": 100_000}
+    async with run_service(build, settings_tables={"embedder": table}) as r:
         yield r
 
 

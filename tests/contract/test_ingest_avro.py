@@ -53,7 +53,7 @@ async def serving() -> AsyncIterator[Registry]:
 async def push(channel: grpc.aio.Channel, *records: bytes) -> service_pb2.PushRawResponse:
     stub: Any = service_pb2_grpc.IngestServiceStub(channel)
     call = stub.PushRaw(iter([service_pb2.PushRawRequest(format="auto", records=records)]))
-    answers = [answer async for answer in call]
+    answers: list[service_pb2.PushRawResponse] = [answer async for answer in call]
     return answers[0]
 
 

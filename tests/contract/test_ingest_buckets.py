@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -26,16 +27,17 @@ Document = events_pb2.DocumentChange
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    written = tmp_path_factory.mktemp("moto") / "log"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as server:
-        assert server.stderr is not None
+    with written.open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
-            found = next(found for line in server.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+            while not (found := re.search(r"http://127\.0\.0\.1:\d+", written.read_text())):
+                assert server.poll() is None, written.read_text()
+                time.sleep(0.05)
             yield found[0]
         finally:
             server.terminate()
-            server.stderr.close()
 
 
 @pytest.fixture
@@ -81,7 +83,9 @@ async def followed(run_service: RunService, table: dict[str, Any], count: int) -
 async def notify(running: Running, *records: Any, tenant: str = "") -> service_pb2.PushRawResponse:
     stub: Any = service_pb2_grpc.IngestServiceStub(running.channel)
     request = service_pb2.PushRawRequest(format="s3", records=[json.dumps(r).encode() for r in records], tenant=tenant)
-    return [answer async for answer in stub.PushRaw(iter([request]))][0]
+    answer: service_pb2.PushRawResponse
+    (answer,) = [answer async for answer in stub.PushRaw(iter([request]))]
+    return answer
 
 
 def notification(name: str, key: str, sequencer: str, bucket: str = BUCKET) -> Any:

@@ -96,8 +96,15 @@ def messages_of(tenant: str, changes: Sequence[Change], assignments: Sequence[As
         partitions: Iterable[int | None] = range(PARTITIONS) if c.op == "truncate" else (None,)
         found += [
             change(
-                c.op, c.key, c.after, at=at, entity=c.entity, tenant=tenant, unavailable=c.unavailable,
-                partial=c.partial, partition=p,
+                c.op,
+                c.key,
+                c.after,
+                at=at,
+                entity=c.entity,
+                tenant=tenant,
+                unavailable=c.unavailable,
+                partial=c.partial,
+                partition=p,
             )
             for p in partitions
         ]

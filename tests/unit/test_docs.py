@@ -19,9 +19,15 @@ from services.feedback.history import imported
 from services.feedback.kpis import DIMENSIONS, KPIS, MEASURES, Kpi
 from services.feedback.settings import Settings as FeedbackSettings
 from services.identity_graph.settings import KINDS, ColumnRule, EntityRule, KindRule, Settings as IdentitySettings
+from services.ingest.decoders.avro import compiled
 from services.ingest.decoders.common import Hints
 from services.ingest.decoders.detect import FORMATS
-from services.ingest.settings import FolderSettings, Settings as IngestSettings
+from services.ingest.settings import (
+    BucketSettings,
+    FolderSettings,
+    SchemaRegistrySettings,
+    Settings as IngestSettings,
+)
 from services.kernel.errors import InvalidInputError
 from services.kernel.settings import SECTIONS, Settings as KernelSettings, load
 from services.profile.settings import EXCLUDED_BY_DEFAULT, FieldRule, Rule, Settings as ProfileSettings
@@ -40,6 +46,10 @@ FROM_CONFIG: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "rag_gateway": GatewaySettings.from_config,
     "feedback": FeedbackSettings.from_config,
 }
+AVRO_SCHEMAS = {
+    number: (ROOT / f"tests/data/ingest/avro/{name}.json").read_text(encoding="utf-8")
+    for number, name in ((7, "key"), (300, "envelope"))
+}
 ENTITY = '`[identity_graph.entities."SOURCE/ENTITY"]`'
 COLUMN = '`[identity_graph.entities."SOURCE/ENTITY".columns.COLUMN]`'
 
@@ -48,6 +58,8 @@ TABLES: Mapping[str, type[Any]] = {
     "Top level": KernelSettings,
     "`[ingest]`": IngestSettings,
     "`[[ingest.folders]]`": FolderSettings,
+    "`[[ingest.buckets]]`": BucketSettings,
+    "`[ingest.schema_registry]`": SchemaRegistrySettings,
     "`[identity_graph]`": IdentitySettings,
     "`[identity_graph.kinds.KIND]`": KindRule,
     ENTITY: EntityRule,
@@ -159,7 +171,8 @@ def test_the_built_in_kinds_are_told_as_they_are() -> None:
 
 def test_the_choices_of_settings_are_told() -> None:
     choices = [
-        *(rule.value for rule in Rule), *(provider.value for provider in Provider), *EXCLUDED_BY_DEFAULT, *MEASURES, *DIMENSIONS, *(kpi.name for kpi in KPIS),
+        *(rule.value for rule in Rule), *EXCLUDED_BY_DEFAULT, *MEASURES, *DIMENSIONS, *(kpi.name for kpi in KPIS),
+        *(provider.value for provider in Provider),
     ]  # fmt: skip
     assert [name for name in choices if f"`{name}`" not in CONFIGURATION] == []
 
@@ -257,7 +270,7 @@ def test_every_example_of_events_decodes(block: Block) -> None:
     format_, source = block.words[0], block.words[-1].partition("source=")[2]
     records = block.text.splitlines() if block.language == "jsonl" else [block.text]
     assert records
-    hints = Hints(source=source)
+    hints = Hints(source=source, schemas={number: compiled(text) for number, text in AVRO_SCHEMAS.items()})
     for record in records:
         if format_ == "conversations":
             imported("", record)

@@ -134,7 +134,9 @@ def _flattened(payload: dict[str, Any], schema: Any, hints: Hints, key: Any, top
     prefix, _, path = topic.partition(".")
     transaction = {"id": added.get("transaction_id"), "total_order": added.get("transaction_total_order")}
     op = "d" if gone else added.get("op") or "u"
-    entity = _collection(added) if "collection" in added else _table(added, path)
+    entity = _table(added, path)
+    if "collection" in added:
+        entity, key = _collection(added), debezium_mongodb.flattened_key(_without_wrapper(key)[0], row)
     change = _begun(op, {"name": prefix, **added}, hints, entity, transaction)
     _set_time(change, added)
     if change.operation != events_pb2.OPERATION_TRUNCATE:

@@ -6,19 +6,16 @@ else the change is partial: it tells only the fields that it sets, and a removed
 part of a field (`address.city`, `tags.0`) cannot be told without the field, so it is refused.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
 from typing import Any
 
 from headwater.ingest.v1 import events_pb2
 from services.ingest.decoders.common import DecodeError, checked_key, dump, dump_key, json_type, parse
+from services.ingest.decoders.extended_json import plain, plain_text
 from services.kernel.records import record_key
 
 KEY = "_id"
 _FULL_CURE = "let Debezium send whole documents: capture.mode=change_streams_update_full"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_WHOLE_NUMBER = re.compile(r"[+-]?\d{1,19}", re.ASCII)
 _ARRAY_INDEX_MAX = 1_000_000
 
 
@@ -57,14 +54,13 @@ def add_document(change: events_pb2.Change, payload: Mapping[str, Any], key: Any
         change.before_json = dump(before)
 
 
-def key_value(text: Any) -> Any:
-    """The value of `_id` in the text that Debezium makes of it; a text that is no extended JSON means itself."""
-    if type(text) is not str:
-        return plain(text)
-    try:
-        return plain(parse(text))
-    except DecodeError:
-        return text
+def flattened_key(key: Any, row: Mapping[str, Any]) -> Any:
+    """The key of an event that ExtractNewDocumentState has made, as the columns that it stands for; None without."""
+    if type(key) is dict and "id" in key:
+        return {KEY: plain_text(key["id"])}
+    if key is None and (KEY in row or "id" in row):  # it has `id` alone where the document is gone
+        return {KEY: row[KEY] if KEY in row else plain_text(row["id"])}
+    return key
 
 
 class _Patch:
@@ -184,9 +180,9 @@ def _put(container: Any, name: str, value: Any) -> None:
 def _key(key: Any, document: dict[str, Any] | None, change: events_pb2.Change) -> dict[str, Any]:
     where = f"the event of {change.source}/{change.entity}"
     if type(key) is dict and "id" in key:
-        return checked_key({KEY: key_value(key["id"])}, where)
+        return checked_key({KEY: plain_text(key["id"])}, where)
     if key is not None and type(key) is not dict:  # a key that a transform has reduced to its value
-        return checked_key({KEY: key_value(key)}, where)
+        return checked_key({KEY: plain_text(key)}, where)
     if not document or KEY not in document:
         raise DecodeError(f"{where} comes without its key, and has no {KEY}", "send it with its key (kcat -J)")
     return checked_key({KEY: document[KEY]}, where)
@@ -201,81 +197,3 @@ def _document(payload: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     if type(value) is not dict:
         raise DecodeError(f'"{name}" is a {json_type(value)}', "let Debezium send the document as JSON text")
     return {field: plain(item) for field, item in value.items()}
-
-
-# Extended JSON -------------------------------------------------------------------------------------------------------
-
-
-def plain(value: Any) -> Any:
-    """A value of extended JSON, canonical or relaxed, as a person would write it."""
-    if type(value) is list:
-        return [plain(item) for item in value]
-    if type(value) is not dict:
-        return value
-    for name in value:
-        convert = _TYPES.get(name)
-        if convert is not None and len(value) <= 2:
-            try:
-                return convert(value[name])
-            except (TypeError, ValueError, OverflowError, KeyError):
-                return value  # not what the type says: it stays as it came
-        break
-    return {name: plain(item) for name, item in value.items()}
-
-
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise TypeError("not a text")
-    return value
-
-
-def _whole(value: Any) -> int:
-    if type(value) is int:
-        return value
-    if not _WHOLE_NUMBER.fullmatch(_text(value)):
-        raise ValueError("not a whole number")
-    return int(value)
-
-
-def _double(value: Any) -> Any:
-    number = float(value)
-    return number if number - number == 0 else _text(value)  # JSON knows no infinity
-
-
-def _date(value: Any) -> str:
-    if type(value) is str:
-        moment = datetime.fromisoformat(value)
-        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    else:
-        milliseconds = _whole(value["$numberLong"] if type(value) is dict else value)
-        moment = _EPOCH + timedelta(milliseconds=milliseconds)
-    text = moment.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
-    return f"{text}.{moment.microsecond // 1_000:03d}Z" if moment.microsecond else f"{text}Z"
-
-
-def _binary(value: Any) -> str:
-    return _text(value["base64"] if type(value) is dict else value)
-
-
-def _timestamp(value: Any) -> dict[str, int]:
-    return {"t": _whole(value["t"]), "i": _whole(value["i"])}
-
-
-def _nothing(_value: Any) -> None:
-    return None
-
-
-_TYPES: dict[str, Callable[[Any], Any]] = {
-    "$oid": _text,
-    "$date": _date,
-    "$numberLong": _whole,
-    "$numberInt": _whole,
-    "$numberDouble": _double,
-    "$numberDecimal": _text,
-    "$binary": _binary,
-    "$uuid": _text,
-    "$timestamp": _timestamp,
-    "$symbol": _text,
-    "$code": _text,
-    "$undefined": _nothing,
-}

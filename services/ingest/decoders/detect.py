@@ -45,6 +45,11 @@ def _debezium(record: bytes, hints: Hints) -> list[Decoded]:
     return list(debezium.from_value(event, hints))
 
 
+def _avro(record: bytes, hints: Hints) -> list[Decoded]:
+    """Avro, with the Kafka record around it or without."""
+    return avro.decode(record, hints) if record[:1] == avro.MAGIC else kcat.decode(record, hints)
+
+
 FORMATS: Mapping[str, Decoder] = MappingProxyType(
     {
         "auto": decode,
@@ -52,7 +57,7 @@ FORMATS: Mapping[str, Decoder] = MappingProxyType(
         "debezium": _debezium,
         "kcat": kcat.decode,
         "documents": documents.decode,
-        "avro": avro.decode,
+        "avro": _avro,
         "dms": aws.decode,
         "dynamodb": aws.decode,
         "s3": aws.decode,

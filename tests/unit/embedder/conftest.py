@@ -88,6 +88,7 @@ def world(tmp_path: Path) -> RunWorld:
 async def running_world(
     folder: Path,
     model: Model | None,
+    /,
     *,
     tables: Sequence[Any] = (HOTELS,),
     policy: RetryPolicy | None = None,

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from services.embedder import openai_provider
+from services.embedder import openai_client
 from services.embedder.openai_answers import TextsRefusedError
 from services.embedder.openai_provider import HARMLESS, OpenAiEmbedder
 from services.embedder.rate_limits import WAIT_MAX_S, backfill_wait_s, wait_s
@@ -72,9 +71,11 @@ async def test_vectors_have_length_one_and_are_those_of_their_texts() -> None:
 
 async def test_dimensions_are_asked_for_where_they_are_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "k-123")
-    async with EmbeddingsServer().running() as server:
-        async with provider(server, dimensions=64, api_key_env="SOME_KEY") as embedder:
-            await embedder.embed(["alpha"], LIVE)
+    async with (
+        EmbeddingsServer().running() as server,
+        provider(server, dimensions=64, api_key_env="SOME_KEY") as embedder,
+    ):
+        await embedder.embed(["alpha"], LIVE)
     assert server.requests[0]["dimensions"] == 64
     assert server.headers[0]["Authorization"] == "Bearer k-123"
 
@@ -94,23 +95,27 @@ async def test_vectors_in_another_order_and_in_base64_are_read() -> None:
 
 
 async def test_texts_of_many_documents_share_requests_within_the_bounds() -> None:
-    async with EmbeddingsServer().running() as server:
-        async with provider(server, batch_texts_max=4, batch_tokens_max=20, requests_max=1) as embedder:
-            await documents(embedder, *(f"text {n}" for n in range(13)))
-            assert sum(map(len, server.texts)) == 13
-            assert len(server.texts) <= 5
-            assert max(map(len, server.texts)) == 4
-            server.requests.clear()
-            await documents(embedder, *(f"word {n} " * 4 for n in range(6)))
-            assert max(map(len, server.texts)) == 2  # of eight tokens each
-            await documents(embedder, "a text that is longer than a request may be " * 9)
+    async with (
+        EmbeddingsServer().running() as server,
+        provider(server, batch_texts_max=4, batch_tokens_max=20, requests_max=1) as embedder,
+    ):
+        await documents(embedder, *(f"text {n}" for n in range(13)))
+        assert sum(map(len, server.texts)) == 13
+        assert len(server.texts) <= 5
+        assert max(map(len, server.texts)) == 4
+        server.requests.clear()
+        await documents(embedder, *(f"word {n} " * 4 for n in range(6)))
+        assert max(map(len, server.texts)) == 2  # of eight tokens each
+        await documents(embedder, "a text that is longer than a request may be " * 9)
 
 
 async def test_a_document_that_has_failed_before_has_its_requests_for_itself() -> None:
     async with EmbeddingsServer().running() as server, provider(server, requests_max=1) as embedder:
         await asyncio.gather(
-            embedder.embed(["a"], LIVE), embedder.embed(["b"], LIVE), embedder.embed(["bad", "bad too"], LIVE, alone=True)
-        )  # fmt: skip
+            embedder.embed(["a"], LIVE),
+            embedder.embed(["b"], LIVE),
+            embedder.embed(["bad", "bad too"], LIVE, alone=True),
+        )
         assert ["bad", "bad too"] in server.texts
 
 
@@ -157,21 +162,23 @@ def test_backfill_leaves_the_last_tenth_of_a_budget(remaining: str, seconds: flo
 
 
 async def test_a_busy_endpoint_is_left_alone_for_as_long_as_it_asks() -> None:
-    async with EmbeddingsServer(refuses(429, retry_after="30")).running() as server:
-        async with provider(server, requests_max=1, batch_texts_max=1) as embedder:
-            met = await documents(embedder, "a", "b", "c")
-            assert all(isinstance(error, RateLimited) and 29 < error.retry_after_s <= 30 for error in met)
-            with pytest.raises(RateLimited):
-                await embedder.embed(["d"], LIVE)
-            with pytest.raises(RateLimited):
-                await embedder.embed_query("q")
+    async with (
+        EmbeddingsServer(refuses(429, retry_after="30")).running() as server,
+        provider(server, requests_max=1, batch_texts_max=1) as embedder,
+    ):
+        met = await documents(embedder, "a", "b", "c")
+        assert all(isinstance(error, RateLimited) and 29 < error.retry_after_s <= 30 for error in met)
+        with pytest.raises(RateLimited):
+            await embedder.embed(["d"], LIVE)
+        with pytest.raises(RateLimited):
+            await embedder.embed_query("q")
     assert len(server.requests) == 1
 
 
 async def test_a_busy_endpoint_that_does_not_say_for_how_long_is_left_alone_longer_every_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(openai_provider, "PATIENCE_BASE_S", 0.001)
+    monkeypatch.setattr(openai_client, "PATIENCE_BASE_S", 0.001)
     waits = []
     async with EmbeddingsServer(always=refuses(429)).running() as server, provider(server) as embedder:
         for _ in range(3):
@@ -193,8 +200,8 @@ async def test_a_busy_endpoint_that_does_not_say_for_how_long_is_left_alone_long
         (refuses(301, location="http://127.0.0.1:1/"), "301"),
         (answers(b"<html>"), "not JSON"),
         (answers(b"[]"), "no list"),
-        (answers(answer([[1, 0]])), "1 vectors for 2 texts"),
-        (answers(answer([[1, 0]] * 3)), "3 vectors for 2 texts"),
+        (lambda texts: web.Response(body=answer([[1, 0]] * (len(texts) - 1))), "1 vectors for 2 texts"),
+        (lambda texts: web.Response(body=answer([[1, 0]] * (len(texts) + 1))), "3 vectors for 2 texts"),
         (answers(answer([[1, 0], [0, 1]], [0, 0])), "which texts"),
         (answers(answer([[1, 0], [0, 1, 0]])), "2, 3 dimensions"),
         (answers(answer([["a"], ["b"]])), "no number"),
@@ -290,13 +297,15 @@ async def test_requests_become_smaller_where_they_were_too_much() -> None:
     def small_only(texts: list[str]) -> web.Response | None:
         return web.json_response({}, status=413) if len(texts) > 5 else None
 
-    async with EmbeddingsServer(always=small_only).running() as server:
-        async with provider(server, batch_texts_max=8, requests_max=1) as embedder:
-            await documents(embedder, *map(str, range(40)))
-            server.requests.clear()
-            outcomes = await documents(embedder, *map(str, range(40)))
-            assert max(map(len, server.texts)) <= 4
-            assert all(len(outcome) == 1 for outcome in outcomes)
+    async with (
+        EmbeddingsServer(always=small_only).running() as server,
+        provider(server, batch_texts_max=8, requests_max=1) as embedder,
+    ):
+        await documents(embedder, *map(str, range(40)))
+        server.requests.clear()
+        outcomes = await documents(embedder, *map(str, range(40)))
+        assert max(map(len, server.texts)) <= 4
+        assert all(len(outcome) == 1 for outcome in outcomes)
 
 
 # Lanes and queries -------------------------------------------------------------------------------------------------
@@ -321,77 +330,92 @@ class Gate:
 @pytest.mark.parametrize("requests_max", [1, 3])
 async def test_live_texts_go_ahead_of_the_backfill_and_find_a_request_free(requests_max: int) -> None:
     gate = Gate()
-    async with EmbeddingsServer(always=gate).running() as server:
-        async with provider(server, requests_max=requests_max, batch_texts_max=2) as embedder:
-            backfill = asyncio.create_task(documents(embedder, *(f"old {n}" for n in range(20)), lane=BACKFILL))
-            await gate.holds(max(1, requests_max - 1))
-            live = asyncio.create_task(documents(embedder, "new"))
-            if requests_max > 1:
-                await gate.holds(requests_max)  # with no backfill done yet
-                assert server.texts[-1] == ["new"]
-            while not embedder._batches.waits(LIVE) and ["new"] not in server.texts:
-                await asyncio.sleep(0.001)
-            gate.opened.set()
-            await asyncio.gather(backfill, live)
-            assert server.texts.index(["new"]) <= requests_max
+    async with (
+        EmbeddingsServer(always=gate).running() as server,
+        provider(server, requests_max=requests_max, batch_texts_max=2) as embedder,
+    ):
+        backfill = asyncio.create_task(documents(embedder, *(f"old {n}" for n in range(20)), lane=BACKFILL))
+        await gate.holds(max(1, requests_max - 1))
+        live = asyncio.create_task(documents(embedder, "new"))
+        if requests_max > 1:
+            await gate.holds(requests_max)  # with no backfill done yet
+            assert server.texts[-1] == ["new"]
+        while not embedder._batches.waits(LIVE) and ["new"] not in server.texts:
+            await asyncio.sleep(0.001)
+        gate.opened.set()
+        await asyncio.gather(backfill, live)
+        assert server.texts.index(["new"]) <= requests_max
 
 
 async def test_an_endless_stream_of_live_texts_leaves_a_request_to_the_backfill() -> None:
     gate = Gate()
-    async with EmbeddingsServer(always=gate).running() as server:
-        async with provider(server, requests_max=3, batch_texts_max=1) as embedder:
-            live = asyncio.create_task(documents(embedder, *(f"new {n}" for n in range(3))))
-            await gate.holds(3)
-            more = asyncio.create_task(documents(embedder, *(f"newer {n}" for n in range(9))))
-            old = asyncio.create_task(documents(embedder, "old", lane=BACKFILL))
-            while not embedder._batches.waits(BACKFILL):
-                await asyncio.sleep(0.001)
-            gate.opened.set()
-            await asyncio.gather(live, more, old)
-            assert server.texts.index(["old"]) <= 5
-
-
-async def test_backfill_waits_while_little_remains_of_the_budget_and_live_texts_do_not() -> None:
-    async with EmbeddingsServer().running() as server, provider(server) as embedder:
-        server.answer_headers = {
-            "x-ratelimit-limit-requests": "60",
-            "x-ratelimit-remaining-requests": "5",
-            "x-ratelimit-reset-requests": "300ms",
-        }
-        await documents(embedder, "first", lane=BACKFILL)
-        started = time.monotonic()
+    async with (
+        EmbeddingsServer(always=gate).running() as server,
+        provider(server, requests_max=3, batch_texts_max=1) as embedder,
+    ):
+        live = asyncio.create_task(documents(embedder, *(f"new {n}" for n in range(3))))
+        await gate.holds(3)
+        more = asyncio.create_task(documents(embedder, *(f"newer {n}" for n in range(9))))
         old = asyncio.create_task(documents(embedder, "old", lane=BACKFILL))
         while not embedder._batches.waits(BACKFILL):
             await asyncio.sleep(0.001)
-        server.answer_headers = {}
-        assert embedder._backfill_from > started
-        held, embedder._backfill_from = embedder._backfill_from, started + 30
+        gate.opened.set()
+        await asyncio.gather(live, more, old)
+        assert server.texts.index(["old"]) <= 5
+
+
+def budget(remaining: int, reset: str) -> dict[str, str]:
+    return {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": str(remaining),
+        "x-ratelimit-reset-requests": reset,
+    }
+
+
+async def test_backfill_waits_while_little_remains_of_the_budget_and_nothing_else_does() -> None:
+    async with EmbeddingsServer().running() as server, provider(server) as embedder:
+        server.answer_headers = budget(5, "1h")
+        await documents(embedder, "first", lane=BACKFILL)
+        old = asyncio.create_task(documents(embedder, "old", lane=BACKFILL))
+        while not embedder._batches.waits(BACKFILL):
+            await asyncio.sleep(0.001)
         await embedder.embed_query("asked")
-        embedder._backfill_from = max(held, time.monotonic())
         await documents(embedder, "new")
+        assert server.texts == [["first"], ["asked"], ["new"]]
+        server.answer_headers = budget(50, "1h")
+        await documents(embedder, "newer")
         await old
-    assert server.texts == [["first"], ["asked"], ["new"], ["old"]] or server.texts[-1] in (["old"], ["new"])
+    assert server.texts[3:] == [["newer"], ["old"]]
+
+
+async def test_backfill_goes_on_by_itself_when_the_budget_is_whole_again() -> None:
+    async with EmbeddingsServer().running() as server, provider(server) as embedder:
+        server.answer_headers = budget(5, "20ms")
+        for n in range(3):
+            assert len(await documents(embedder, f"old {n}", lane=BACKFILL)) == 1
 
 
 async def test_a_query_goes_at_once_whatever_waits() -> None:
     gate = Gate()
     held = when("old", gate)
-    async with EmbeddingsServer(always=held).running() as server:
-        async with provider(server, requests_max=2, batch_texts_max=1) as embedder:
-            backfill = asyncio.create_task(documents(embedder, *(f"old {n}" for n in range(9)), lane=BACKFILL))
-            await gate.holds(1)
-            assert len(await embedder.embed_query("asked")) == 64
-            gate.opened.set()
-            await backfill
+    async with (
+        EmbeddingsServer(always=held).running() as server,
+        provider(server, requests_max=2, batch_texts_max=1) as embedder,
+    ):
+        backfill = asyncio.create_task(documents(embedder, *(f"old {n}" for n in range(9)), lane=BACKFILL))
+        await gate.holds(1)
+        assert len(await embedder.embed_query("asked")) == 64
+        gate.opened.set()
+        await backfill
 
 
 async def test_a_query_is_given_up_at_its_deadline_and_the_next_ones_at_once() -> None:
     gate = Gate()
-    async with EmbeddingsServer(always=gate).running() as server, provider(server, query_timeout_s=0.02) as embedder:
+    async with EmbeddingsServer(always=gate).running() as server, provider(server, query_timeout_s=0.25) as embedder:
         for _ in range(6):
             with pytest.raises(HeadwaterError, match="query_timeout_s"):
                 await embedder.embed_query("asked")
-        assert len(server.requests) == 2
+        assert len(server.requests) <= 2
         gate.opened.set()
         embedder._queries.paused_until = 0  # its pause is over
         assert len(await embedder.embed_query("asked")) == 64
@@ -406,5 +430,7 @@ async def test_nothing_is_left_waiting_when_it_is_closed() -> None:
         await gate.holds(1)
         await embedder.close()
         gate.opened.set()
-        assert all(isinstance(each, asyncio.CancelledError) for each in await asyncio.gather(*waiting, return_exceptions=True))
+        assert all(
+            isinstance(each, asyncio.CancelledError) for each in await asyncio.gather(*waiting, return_exceptions=True)
+        )
     assert HARMLESS not in [text for texts in server.texts for text in texts]

@@ -11,6 +11,7 @@ from services.kernel.errors import InvalidInputError
 from services.kernel.settings import Section
 
 TABLE: dict[str, Any] = {"source": "s", "entity": "e", "text": "{a}"}
+ENDPOINT = {"provider": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
 
 
 def test_everything_has_a_default() -> None:
@@ -23,6 +24,11 @@ def test_tables_are_found_by_source_and_entity() -> None:
     assert settings.tables["s", "e"].columns == {"a"}
 
 
+def test_another_embedding_model_is_configured_by_its_provider() -> None:
+    model = Settings.from_config({"model": {**ENDPOINT, "dimensions": 768}}).model
+    assert (model.provider, model.base_url, model.model, model.dimensions) == (*ENDPOINT.values(), 768)
+
+
 @pytest.mark.parametrize(
     ("table", "named"),
     [
@@ -32,6 +38,16 @@ def test_tables_are_found_by_source_and_entity() -> None:
         ({"vector_weight": math.nan}, "vector_weight must be a number from 0 to 1, not nan"),
         ({"document_bytes_max": "big"}, "document_bytes_max must be a whole number"),
         ({"document_bytes_max": 31 << 20}, "document_bytes_max must be a whole number from 1 to 31457280"),
+        ({"model": "m"}, r"^\[embedder.model\] must be a table"),
+        ({"model": {"provider": "cohere"}}, "provider must be one of onnx, openai, sentence-transformers"),
+        ({"model": {"model": "m"}}, 'model is of no use with provider = "onnx"'),
+        ({"model": {"provider": "sentence-transformers"}}, r"^\[embedder.model\] model is missing"),
+        ({"model": {**ENDPOINT, "model": ""}}, "model is missing"),
+        ({"model": {**ENDPOINT, "base_url": "ftp://x"}}, "base_url must begin with http://"),
+        ({"model": {**ENDPOINT, "api_key": "secret"}}, "api_key is not a setting"),
+        ({"model": {**ENDPOINT, "tokens_max": 20}}, "tokens_max must be 0 or at least 64"),
+        ({"model": {**ENDPOINT, "requests_max": 0}}, "requests_max must be a whole number from 1 to 64"),
+        ({"model": {**ENDPOINT, "timeout_s": math.inf}}, "timeout_s"),
         ({"tables": "x"}, "embedder.tables"),
         ({"tables": [TABLE, TABLE]}, "number 2"),
         ({"tables": [{**TABLE, "text": ""}]}, "text"),

@@ -10,8 +10,8 @@ import pytest
 
 from headwater.ingest.v1 import events_pb2
 from services.ingest.decoders.common import DecodeError, Hints
-from services.ingest.decoders.debezium_mongodb import key_value, plain
 from services.ingest.decoders.detect import FORMATS
+from services.ingest.decoders.extended_json import plain, plain_text
 from services.kernel.positions import newer
 
 SAMPLES = Path(__file__).parents[2] / "data" / "ingest" / "mongodb"
@@ -124,6 +124,15 @@ def test_within_a_transaction_only_its_order_tells() -> None:
     assert newer(positions[1], positions[0])
 
 
+def test_a_flattened_document_names_the_same_record() -> None:
+    row = {"_id": OID, "first_name": "Anne", "__op": "u", "__name": "fulfillment", "__collection": "customers"}
+    with_key = only({"key": sample("01")[0]["key"], "value": row})
+    assert with_key == only(row)
+    assert with_key.record == only(sample("01")[0]).record
+    gone = {"id": f'{{"$oid": "{OID}"}}', "__deleted": True, "__name": "fulfillment", "__collection": "customers"}
+    assert (only(gone).record, only(gone).operation) == (with_key.record, events_pb2.OPERATION_DELETE)
+
+
 @pytest.mark.parametrize(
     ("written", "read"),
     [
@@ -137,7 +146,7 @@ def test_within_a_transaction_only_its_order_tells() -> None:
     ],
 )
 def test_keys_of_every_type(written: str, read: Any) -> None:
-    assert key_value(written) == read
+    assert plain_text(written) == read
 
 
 @pytest.mark.parametrize(

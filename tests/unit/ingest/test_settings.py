@@ -1,6 +1,7 @@
 """The table [ingest] of the configuration."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ def test_keys_are_columns_by_entity() -> None:
     assert Settings.from_config({"keys": {"crm/customers": ["a", "b"]}}).keys == {"crm/customers": ("a", "b")}
 
 
+def test_a_bucket_is_named_after_itself_and_its_reader_may_come_from_the_environment() -> None:
+    (bucket,) = Settings.from_config({"buckets": [{"name": "policies"}]}).buckets
+    assert (bucket.source, bucket.tenant, bucket.region) == ("policies", "default", "us-east-1")
+    environment = {"AWS_ACCESS_KEY_ID": "ada", "AWS_SECRET_ACCESS_KEY": "x", "AWS_SESSION_TOKEN": "t"}
+    assert bucket.credentials(environment) == ("ada", "x", "t")
+    assert replace(bucket, access_key="bo", secret_key="y").credentials(environment) == ("bo", "y", "")
+    assert "hidden" not in repr(replace(bucket, secret_key="hidden", session_token="hidden"))
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [
@@ -43,6 +53,10 @@ def test_keys_are_columns_by_entity() -> None:
         ({"folders": [{"path": "x", "globs": ["*"]}]}, "globs"),
         ({"folders": [{"path": "x", "access": "staff"}]}, "access must be a list"),
         ({"folders": [{"path": "x", "include": []}]}, "include must not be empty"),
+        ({"buckets": [{}]}, "number 1: name is missing"),
+        ({"buckets": [{"name": "x", "endpoint": "store:9000"}]}, "endpoint must be a URL"),
+        ({"buckets": [{"name": "x"}, {"name": "y", "source": "x"}]}, "two buckets have the source 'x'"),
+        ({"schema_registry": {"url": "localhost"}}, "url must be a URL"),
         ({"folders": [{"path": "a/x"}, {"path": "b/x"}]}, "two folders have the source 'x'"),
     ],
 )

@@ -1,7 +1,6 @@
 """The processing loop on a real log: once, poison, outages, batches."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ from services.kernel.errors import UnavailableError
 from services.kernel.log import Message, Progress, Record, Tally
 from services.kernel.processor import (
     APPLIED,
-    BATCH_RECORDS_MIN,
     SUPERSEDED,
     Decision,
     Outcome,
@@ -192,27 +190,6 @@ async def test_pausing_does_not_wait_for_an_outage_to_end(database: Database, lo
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert store.read() == {b"k": 1}
-
-
-async def test_the_work_of_others_does_not_make_batches_small(database: Database, log: SqliteLog) -> None:
-    sizes: list[int] = []
-
-    class Noting(Counts):
-        async def load(self, batch: Sequence[Record]) -> dict[bytes, int]:
-            sizes.append(len(batch))
-            return await super().load(batch)
-
-    processor = Processor("g", (CHANGES,), Noting(database), count)
-    await log.append([change("k", "old") for _ in range(1000)])
-    async with database.transaction():
-        draining = asyncio.create_task(drain(log, processor))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)  # it waits for its turn now
-        started = time.thread_time()
-        while time.thread_time() - started < 1.0:
-            pass
-    await draining
-    assert sizes[1] > BATCH_RECORDS_MIN
 
 
 async def test_a_value_that_a_statement_cannot_take_is_poison_and_no_outage(database: Database, log: SqliteLog) -> None:
