@@ -54,7 +54,9 @@ class Gateway:
         citations = await self._answerer.checked(prepared, given)
         turn = self._turn(answer_id, prepared, given, citations, (time.perf_counter() - started) * 1000)
         key = key_of(turn.tenant, turn.conversation_id)
-        await self._log.append([message_of(topics.CONVERSATIONS, key, turn, int(prepared.asked_at * 1000))])
+        # An answer is no promise that must survive a power failure: it does not wait for the disk.
+        message = message_of(topics.CONVERSATIONS, key, turn, int(prepared.asked_at * 1000))
+        await self._log.append([message], durable=False)
         latency_s = time.perf_counter() - started
         _count(prepared, given, citations, latency_s)
         answer = _answer_of(turn, prepared, given, latency_s * 1000)

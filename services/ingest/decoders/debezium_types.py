@@ -64,7 +64,7 @@ def readable(value: Any, schema: Any) -> Any:
         return value
     try:
         return convert(value, schema)
-    except (TypeError, ValueError, OverflowError, ArithmeticError, binascii.Error):
+    except (LookupError, TypeError, ValueError, ArithmeticError, binascii.Error):
         return value  # beyond the calendar, as PostgreSQL's infinity is, or not what the schema says
 
 

@@ -377,3 +377,11 @@ def test_the_schema_wrapper_changes_nothing_but_the_readable_types() -> None:
     assert json.loads(without.after_json)["credit"] == "Aeh6"
     with_schema.after_json = without.after_json = ""
     assert with_schema == without
+
+
+def test_a_schema_that_leaves_out_a_types_parameters_leaves_its_values_as_they_came() -> None:
+    record = captured("10")[0]
+    for field in record["value"]["schema"]["fields"]:
+        for column in field.get("fields", ()):
+            column.pop("parameters", None)
+    assert json.loads(only(record).after_json)["credit"] == "Aeh6"
