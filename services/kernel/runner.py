@@ -28,6 +28,7 @@ from services.kernel.topics import TOPICS
 GRACE_S = 5.0
 CLEAN_EVERY_S = 600.0
 HEALTH_EVERY_S = 1.0
+GC_THRESHOLD = (10_000, 10, 10)
 
 log = structlog.get_logger(__name__)
 Build = Callable[[Platform], Service]
@@ -59,6 +60,7 @@ class Runtime:
         self.erasure = LogErasure(self.platform, [service.name for service in self.services if service.erases])
         self.operations = Operations(self.platform, self.services, self.loops)
         self._tasks: list[asyncio.Task[None]] = []
+        self._gc_threshold = gc.get_threshold()
 
     @property
     def address(self) -> str:
@@ -89,7 +91,7 @@ class Runtime:
         # What is there now stays. Batches make many short-lived objects and hardly a cycle: looking for cycles as often
         # as the default does costs 15 % of the change path.
         gc.freeze()
-        gc.set_threshold(10_000, 10, 10)
+        gc.set_threshold(*GC_THRESHOLD)
         await self.server.set_healthy(healthy=True)
 
     def _supervise(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -114,6 +116,8 @@ class Runtime:
 
     async def stop(self) -> None:
         """Refuse new calls, let batches in hand finish, and close everything."""
+        gc.unfreeze()
+        gc.set_threshold(*self._gc_threshold)
         await self.server.stop(GRACE_S)
         await asyncio.gather(*(loop.pause() for loop in self.loops))
         for task in self._tasks:
@@ -176,9 +180,9 @@ def main(build: Build) -> None:
             log.info("serving", services=[service.name for service in runtime.services], grpc=runtime.address)
             await until_signalled()
 
-    settings = load()
-    telemetry.configure_logging(settings.log_level, as_json=settings.log_json)
     try:
+        settings = load()
+        telemetry.configure_logging(settings.log_level, as_json=settings.log_json)
         asyncio.run(serve())
     except HeadwaterError as error:
         raise SystemExit(str(error)) from error

@@ -1,0 +1,45 @@
+# Headwater in one process. There is no published image: `docker build -t headwater .`, then see docs/deploy.md.
+# BASE is anything with Python 3.11 or newer as `python`; both stages use it, so that the environment fits.
+ARG BASE=python:3.11-slim
+
+FROM ${BASE} AS build
+# The extras of pyproject.toml, with commas. `headwater up` runs every service, so it needs them all.
+ARG EXTRAS=all
+WORKDIR /src
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
+COPY protos protos
+COPY demo demo
+COPY services services
+RUN python -m venv --without-pip /opt/headwater && \
+    python -m pip --python /opt/headwater/bin/python install --no-cache-dir --disable-pip-version-check \
+      --constraint constraints.txt ".[${EXTRAS}]"
+# The model is built here, once: a container cannot write to its cache, and starts at once.
+RUN mkdir /opt/headwater/cache && \
+    case ",${EXTRAS}," in *,all,*|*,embedder,*) \
+      cd / && HEADWATER_CACHE=/opt/headwater/cache /opt/headwater/bin/python -m services.embedder.model build ;; esac
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="headwater" org.opencontainers.image.licenses="Apache-2.0"
+# A number, because Kubernetes cannot tell from a name that it is not root.
+RUN groupadd --gid 10001 headwater && \
+    useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin headwater && \
+    install --directory --owner 10001 --group 10001 --mode 0700 /data
+COPY --from=build /opt/headwater /opt/headwater
+# Within the container every address is served: what reaches it is decided by what is published. SQLite's temporary files
+# are as large as the database when an erasure rewrites it, so they go where there is room for it.
+ENV PATH=/opt/headwater/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    SQLITE_TMPDIR=/data \
+    HEADWATER_CACHE=/opt/headwater/cache \
+    HEADWATER_DATA=/data \
+    HEADWATER_GRPC_ADDRESS=0.0.0.0:7070 \
+    HEADWATER_HTTP_ADDRESS=0.0.0.0:8080 \
+    HEADWATER_LOG_JSON=true
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+EXPOSE 7070 8080
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=6 CMD ["python", "-m", "services.kernel.health"]
+ENTRYPOINT ["headwater"]
+CMD ["up"]
