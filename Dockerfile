@@ -25,12 +25,10 @@ RUN groupadd --gid 10001 headwater && \
     useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin headwater && \
     install --directory --owner 10001 --group 10001 --mode 0700 /data
 COPY --from=build /opt/headwater /opt/headwater
-# Within the container every address is served: what reaches it is decided by what is published. SQLite's temporary files
-# are as large as the database when an erasure rewrites it, so they go where there is room for it.
+# Within the container every address is served: what reaches it is decided by what is published.
 ENV PATH=/opt/headwater/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    SQLITE_TMPDIR=/data \
     HEADWATER_CACHE=/opt/headwater/cache \
     HEADWATER_DATA=/data \
     HEADWATER_GRPC_ADDRESS=0.0.0.0:7070 \

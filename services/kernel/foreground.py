@@ -25,6 +25,11 @@ class Foreground:
             self._asked_at = time.monotonic()
 
     @property
+    def asked(self) -> bool:
+        """Whether something was asked just now."""
+        return time.monotonic() - self._asked_at < RECENT_S
+
+    @property
     def batch_target_s(self) -> float:
         """How long a batch may hold the loop, in seconds of processor time."""
-        return BATCH_TARGET_ASKED_S if time.monotonic() - self._asked_at < RECENT_S else BATCH_TARGET_S
+        return BATCH_TARGET_ASKED_S if self.asked else BATCH_TARGET_S

@@ -19,7 +19,7 @@ from headwater.common.v1 import events_pb2
 from services.kernel import telemetry, topics
 from services.kernel.errors import HeadwaterError
 from services.kernel.foreground import Foreground
-from services.kernel.log import Batch, Consumer, Log, Message, PartitionLostError, Progress, Record, Tally
+from services.kernel.log import Batch, Consumer, Log, Message, Offsets, PartitionLostError, Progress, Record, Tally
 from services.kernel.retry import backoff_s
 from services.kernel.topics import TOPICS, Cleanup
 
@@ -27,6 +27,8 @@ BATCH_RECORDS_MAX = 1000
 BATCH_RECORDS_MIN = 16
 BATCH_BYTES_MAX = 1 << 20
 DECIDE_ATTEMPTS = 2  # once among others, once alone
+PATIENCE_S = 2.0
+PATIENCE_STEP_S = 0.01
 
 S = TypeVar("S")
 log = structlog.get_logger(__name__)
@@ -77,6 +79,8 @@ class Processor(Generic[S]):
         decide: pure; takes the working set and one record, and returns what the record leads to. It may change the
             working set, which belongs to this batch alone. An exception makes the record a dead letter.
         finish: pure; called once a batch after all decisions, for outputs that the batch leads to as a whole.
+        may_wait: whether what it does now would soon have to be done again; then, while nobody asks anything, it lets
+            its inputs gather for up to PATIENCE_S.
     """
 
     name: str
@@ -84,6 +88,7 @@ class Processor(Generic[S]):
     store: Store[S]
     decide: Callable[[S, Record], Decision]
     finish: Callable[[S], Sequence[Message]] | None = None
+    may_wait: Callable[[], bool] | None = None
 
 
 class _PoisonError(Exception):
@@ -107,6 +112,7 @@ class ProcessorLoop(Generic[S]):
         self._resume.set()
         self._idle = asyncio.Event()
         self._idle.set()  # until it runs, too: a start that fails ends with a stop
+        self._gathered: Offsets = {}  # what had gathered when it was last waited for
         self.failing: str | None = None  # why it makes no progress just now, for health and status
 
     async def run(self) -> None:
@@ -116,6 +122,7 @@ class ProcessorLoop(Generic[S]):
             while True:
                 self._idle.set()
                 await self._resume.wait()
+                await self._let_gather()
                 batch = await consumer.poll(self._size, BATCH_BYTES_MAX)
                 if not self._resume.is_set():
                     continue
@@ -124,6 +131,21 @@ class ProcessorLoop(Generic[S]):
         finally:
             self._idle.set()
             await consumer.close()
+
+    async def _let_gather(self) -> None:
+        """Wait a little where that saves work, and then not again until what has gathered is done."""
+        may_wait, done = self.processor.may_wait, await self._log.committed(self.processor.name)
+        if may_wait is None or any(done.get(place, 0) < end for place, end in self._gathered.items()):
+            return
+        until = time.monotonic() + PATIENCE_S
+        # Looked at anew in steps: what ends the wait is a question, a pause, or that nothing comes in any more.
+        while may_wait() and not self._foreground.asked and self._resume.is_set() and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(PATIENCE_STEP_S)
+        self._gathered = {
+            (topic, partition): end
+            for topic in self.processor.topics
+            for partition, end in enumerate(await self._log.end(topic))
+        }
 
     async def pause(self) -> None:
         """Stop after the batch in hand."""

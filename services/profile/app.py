@@ -12,6 +12,8 @@ from services.profile.projection import Projection
 from services.profile.settings import Settings
 from services.profile.sqlite_store import SqliteStores
 
+ROW_TOPICS = (topics.CHANGES, topics.ASSIGNMENTS)
+
 
 def build(platform: Platform) -> Service:
     """Return the service on an installation's log and database."""
@@ -23,8 +25,15 @@ def build(platform: Platform) -> Service:
         register=api.register,
         service_names=[service_pb2.DESCRIPTOR.services_by_name["ProfileService"].full_name],
         processors=[
-            Processor(ROWS_GROUP, (topics.CHANGES, topics.ASSIGNMENTS), stores.rows, decider.decide, decider.finish),
-            Processor(FOLD_GROUP, (topics.TOUCHED,), stores.documents, documents.decide),
+            Processor(ROWS_GROUP, ROW_TOPICS, stores.rows, decider.decide, decider.finish),
+            Processor(
+                FOLD_GROUP,
+                (topics.TOUCHED,),
+                stores.documents,
+                documents.decide,
+                # While rows come in, the same profiles are touched over and over.
+                may_wait=lambda: platform.log.lag(ROWS_GROUP, ROW_TOPICS) > 0,
+            ),
             Processor(ERASURE_GROUP, (topics.ERASURES,), stores.erasures, erasure.decide),
         ],
         stores=[

@@ -18,6 +18,14 @@ build() { # MODULE VERSION [LINKER FLAGS]
   GOFLAGS=-buildvcs=false GOBIN=$work/bin nice -n 15 go install -trimpath -ldflags "-s -w ${3:-}" "$1@$2" >&2
 }
 
+helm_flags() { # as Helm's own releases are built: without them it takes every cluster for a Kubernetes 1.20
+  local minor=${KUBERNETES#*.} package
+  echo -n "-X helm.sh/helm/v3/internal/version.version=$HELM"
+  for package in pkg/chartutil pkg/lint/rules; do
+    echo -n " -X helm.sh/helm/v3/$package.k8sVersionMajor=1 -X helm.sh/helm/v3/$package.k8sVersionMinor=${minor%.*}"
+  done
+}
+
 schemas() { # kubeconform would fetch schemas; this package brings them, with references that only work at its own place
   python3 -m venv "$work/venv"
   "$work/venv/bin/pip" install -q --disable-pip-version-check --no-deps --target "$work/package" \
@@ -37,7 +45,7 @@ install() {
   trap 'rm -rf "$work"' EXIT
   build github.com/yannh/kubeconform/cmd/kubeconform "$KUBECONFORM"
   schemas
-  build helm.sh/helm/v3/cmd/helm "$HELM" "-X helm.sh/helm/v3/internal/version.version=$HELM"
+  build helm.sh/helm/v3/cmd/helm "$HELM" "$(helm_flags)"
   rm -rf "$work/venv" "$work/package"
   chmod 755 "$work"
   mv -T "$work" "$TOOLS" 2>/dev/null || [[ -d $TOOLS ]] # another install may have been faster

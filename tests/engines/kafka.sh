@@ -7,6 +7,7 @@
 #
 # DIR holds data, logs and pid files of one run. The jars are kept in $HEADWATER_CACHE (default ~/.cache/headwater).
 # Ports: KAFKA_PORT 19092 (its controller takes the next one), CONNECT_PORT 18083, POSTGRES_PORT 15432.
+# JAVA_HEAP 512m is the most that each Java process takes for its heap.
 # CONNECT_EXACTLY_ONCE=enabled lets source connectors write in transactions.
 # PostgreSQL trusts every local connection as the superuser `postgres`, so no password is needed or kept.
 set -euo pipefail
@@ -70,7 +71,7 @@ alive() { # NAME: prints the pid of the process started as NAME; a reused pid do
 launch() { # NAME PORT READY... -- CLASS, settings on standard input; READY is the command that succeeds once it serves
   local name=$1 port=$2 class=${*: -1} ready=("${@:3:$#-4}") end
   local settings=$DIR/$name.properties log=$DIR/$name.log
-  local java=(java -Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp "$JARS/kafka/*"
+  local java=(java "-Xmx${JAVA_HEAP:-512m}" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp "$JARS/kafka/*"
     "-Dlog4j2.configurationFile=$DIR/log4j2.properties")
   if alive "$name" >/dev/null; then cat >/dev/null; return; fi
   ! port_open "$port" || die "port $port is taken"

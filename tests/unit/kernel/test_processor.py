@@ -201,3 +201,20 @@ async def test_a_value_that_a_statement_cannot_take_is_poison_and_no_outage(data
     await log.append([change("{}"), change("{"), change("{}")])
     await drain(log, Processor("g", (CHANGES,), Strict(database), lambda _state, _record: APPLIED))
     assert log.tallies("g") == (3, Tally(applied=2, dead_lettered=1))
+
+
+async def test_inputs_gather_while_nobody_asks_and_not_longer(database: Database, log: SqliteLog) -> None:
+    waiting = True
+    processor = Processor("g", (CHANGES,), Counts(database), count, may_wait=lambda: waiting)
+    loop = ProcessorLoop(processor, log)
+    task = asyncio.create_task(loop.run())
+    await asyncio.sleep(0.05)
+    await log.append([change("k") for _ in range(10)])
+    await asyncio.sleep(0.05)
+    assert log.tallies("g")[0] == 0
+    waiting = False
+    assert await log.wait_committed(["g"], await log.append([change("k")]), 10)
+    assert log.tallies("g")[0] == 11
+    await loop.pause()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
