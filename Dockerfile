@@ -13,10 +13,12 @@ COPY services services
 RUN python -m venv --without-pip /opt/headwater && \
     python -m pip --python /opt/headwater/bin/python install --no-cache-dir --disable-pip-version-check \
       --constraint constraints.txt ".[${EXTRAS}]"
-# The model is built here, once: a container cannot write to its cache, and starts at once.
+# The model is built here, once: a container cannot write to its cache, and starts at once. Whoever builds a model is the
+# only one who may read it, and that is another user here.
 RUN mkdir /opt/headwater/cache && \
     case ",${EXTRAS}," in *,all,*|*,embedder,*) \
-      cd / && HEADWATER_CACHE=/opt/headwater/cache /opt/headwater/bin/python -m services.embedder.model build ;; esac
+      cd / && HEADWATER_CACHE=/opt/headwater/cache /opt/headwater/bin/python -m services.embedder.model build ;; esac && \
+    chmod -R a+rX /opt/headwater/cache
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="headwater" org.opencontainers.image.licenses="Apache-2.0"
@@ -25,10 +27,12 @@ RUN groupadd --gid 10001 headwater && \
     useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin headwater && \
     install --directory --owner 10001 --group 10001 --mode 0700 /data
 COPY --from=build /opt/headwater /opt/headwater
-# Within the container every address is served: what reaches it is decided by what is published.
+# Within the container every address is served: what reaches it is decided by what is published. ONNX Runtime would send
+# its maker what it runs.
 ENV PATH=/opt/headwater/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     HEADWATER_CACHE=/opt/headwater/cache \
     HEADWATER_DATA=/data \
     HEADWATER_GRPC_ADDRESS=0.0.0.0:7070 \

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check laws bench browser test-torch clean
+.PHONY: help setup demo up test check laws bench browser helm test-torch clean
 
 help:       ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ laws: $(STAMP) ## Run the slow tests too: crashes, end-to-end processes
 
 browser: $(STAMP) ## Run the page's tests in a real Chromium
 	$(BIN)/python -m pytest -q -m browser
+
+helm: $(STAMP) ## Test the Helm chart; builds Helm with Go, minutes the first time
+	tests/engines/helm.sh install
+	$(BIN)/python -m pytest -q -m slow tests/contract/test_helm_chart.py
 
 test-torch: $(STAMP) ## Compare with sentence-transformers; installs PyTorch, gigabytes
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sentence-transformers]'

@@ -84,6 +84,7 @@ def build_graph() -> Path:
     handle, name = tempfile.mkstemp(dir=target.parent, suffix=".part")
     os.close(handle)
     part = Path(name)
+    part.chmod(0o644)  # a cache may be shared
     try:
         model_graph.build(weights_folder(), part, TOKENS_MAX)
         # The sum goes first: a graph without one, or with another's, is built anew.
@@ -174,6 +175,8 @@ class MiniLm:
 
 
 def _session(graph: Path) -> Any:
+    # Nothing leaves this machine unasked; it is read when the library is loaded.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -73,6 +73,7 @@ class Database:
         self.folder = folder
         self.path = folder / FILE_NAME
         self._lock_file = _lock(folder)
+        os.environ.setdefault("SQLITE_TMPDIR", str(folder))
         try:
             self.writer = self._connect(cache_kib=24_000)
             self.writer.execute("PRAGMA journal_mode=WAL")
@@ -246,7 +247,12 @@ class Database:
         """
         try:
             async with self._turn.take():
-                await _in_thread(self.writer, "VACUUM")
+                # The copy goes to a file beside the database: in memory it would take as much as the database has.
+                self.writer.execute("PRAGMA temp_store=FILE")
+                try:
+                    await _in_thread(self.writer, "VACUUM")
+                finally:
+                    self.writer.execute("PRAGMA temp_store=MEMORY")
             with self._checkpointer() as connection:
                 while not await self._empty_wal(connection):  # noqa: ASYNC110 - SQLite does not tell when readers end
                     await asyncio.sleep(CHECKPOINT_EVERY_S)

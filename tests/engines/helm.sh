@@ -30,11 +30,15 @@ schemas() { # kubeconform would fetch schemas; this package brings them, with re
   python3 -m venv "$work/venv"
   "$work/venv/bin/pip" install -q --disable-pip-version-check --no-deps --target "$work/package" \
     "kubernetes-validate==$KUBERNETES_VALIDATE"
-  mkdir "$work/schemas"
-  local file
-  for file in "$work/package/kubernetes_validate/kubernetes-json-schema/v$KUBERNETES-local-strict"/*.json; do
-    sed -E 's#"/api/_definitions.json\##"_definitions.json\##g; s#"\$id": *"[^"]*", *##' "$file" >"$work/schemas/${file##*/}"
-  done
+  python3 - "$work/package/kubernetes_validate/kubernetes-json-schema/v$KUBERNETES-local-strict" "$work/schemas" <<'END'
+import json, pathlib, sys
+source, target = map(pathlib.Path, sys.argv[1:])
+target.mkdir()
+for file in source.glob("*.json"):
+    schema = json.loads(file.read_text().replace('"/api/_definitions.json#/', '"_definitions.json#/'))
+    schema.pop("$id", None)
+    (target / file.name).write_text(json.dumps(schema))
+END
 }
 
 install() {
