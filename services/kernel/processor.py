@@ -107,7 +107,7 @@ class ProcessorLoop(Generic[S]):
         self.processor = processor
         self._log = log_
         self._foreground = foreground or Foreground()
-        self._size = BATCH_RECORDS_MIN * 4
+        self._record_s = 1e-4  # what a record takes of the processor, as the last batch told
         self._resume = asyncio.Event()
         self._resume.set()
         self._idle = asyncio.Event()
@@ -123,7 +123,7 @@ class ProcessorLoop(Generic[S]):
                 self._idle.set()
                 await self._resume.wait()
                 await self._let_gather()
-                batch = await consumer.poll(self._size, BATCH_BYTES_MAX)
+                batch = await consumer.poll(self._batch_records(), BATCH_BYTES_MAX)
                 if not self._resume.is_set():
                     continue
                 self._idle.clear()
@@ -218,7 +218,7 @@ class ProcessorLoop(Generic[S]):
         cut = poison.index if poison.index is not None else len(records) // 2
         head = records[:cut] or records[:1]
         await self._handle(consumer, batch._replace(records=head, next_offset=head[-1].offset + 1))
-        self._size = BATCH_RECORDS_MIN
+        self._record_s = 1e-2  # short batches for a while: what was decided on beside poison is done again
 
     async def _give_up(self, consumer: Consumer, batch: Batch, poison: _PoisonError) -> None:
         record = batch.records[0]
@@ -241,11 +241,14 @@ class ProcessorLoop(Generic[S]):
             await consumer.commit(progress)
         telemetry.INPUTS.labels(self.processor.name, "dead_lettered").inc()
 
+    def _batch_records(self) -> int:
+        """Return how many records fit into the time for which a batch may hold the loop just now."""
+        fitting = int(self._foreground.batch_target_s / self._record_s)
+        return max(BATCH_RECORDS_MIN, min(BATCH_RECORDS_MAX, fitting))
+
     def _adapt(self, records: int, cpu_s: float) -> None:
-        """Steer the size of batches to the time that one may hold the loop, as the last one predicts it."""
-        if records >= self._size // 2:  # a short batch tells of its fixed costs only
-            wanted = int(records * self._foreground.batch_target_s / max(cpu_s, 1e-6))
-            self._size = max(BATCH_RECORDS_MIN, min(BATCH_RECORDS_MAX, self._size * 2, wanted))
+        if records >= BATCH_RECORDS_MIN:  # a shorter batch tells of its fixed costs only
+            self._record_s = max(cpu_s / records, 1e-6)
 
 
 def _decide(processor: Processor[S], state: S, batch: Batch) -> tuple[list[Message], Tally]:
