@@ -26,7 +26,7 @@ from services.kernel.hashing import state_hash
 from services.kernel.processor import Processor
 from services.kernel.service import Platform, ReadModel, Service
 
-ANSWERS, KPIS = "feedback.answers", "feedback.kpis"
+ANSWERS, KPIS = "feedback-answers", "feedback-kpis"
 DIFFERENCES_SHOWN = 3
 Work = Callable[[], Coroutine[Any, Any, None]]
 
