@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check laws bench browser helm test-torch clean
+.PHONY: help setup demo up test check laws engines bench browser helm test-torch clean
 
 help:       ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +29,10 @@ test: $(STAMP) ## Run the quick tests
 	$(BIN)/python -m pytest -q
 
 laws: $(STAMP) ## Run the slow tests too: crashes, end-to-end processes
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m "slow and not engine"
+
+engines: $(STAMP) ## Run the tests that need real engines, which are fetched and started
+	HEADWATER_ENGINES=1 $(BIN)/python -m pytest -q -m engine
 
 browser: $(STAMP) ## Run the page's tests in a real Chromium
 	$(BIN)/python -m pytest -q -m browser

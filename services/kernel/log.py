@@ -64,18 +64,23 @@ class Message(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Records of one partition, in order: what there still is from `start` up to `next_offset`."""
+    """Records of one partition, in order: what there still is from `start` up to `next_offset`.
+
+    `marked` tells that other things than records take offsets too, as the ends of transactions do in Kafka: an offset
+    without a record says nothing then.
+    """
 
     topic: str
     partition: int
     records: Sequence[Record]
     start: int
     next_offset: int
+    marked: bool = False
 
     @property
     def gone(self) -> int:
         """How many records had left the log: by compaction, by age, by an erasure. They count as superseded."""
-        return self.next_offset - self.start - len(self.records)
+        return 0 if self.marked else self.next_offset - self.start - len(self.records)
 
 
 class Tally(NamedTuple):

@@ -134,8 +134,11 @@ class ProcessorLoop(Generic[S]):
 
     async def _let_gather(self) -> None:
         """Wait a little where that saves work, and then not again until what has gathered is done."""
-        may_wait, done = self.processor.may_wait, await self._log.committed(self.processor.name)
-        if may_wait is None or any(done.get(place, 0) < end for place, end in self._gathered.items()):
+        may_wait = self.processor.may_wait
+        if may_wait is None:
+            return
+        done = await self._log.committed(self.processor.name)
+        if any(done.get(place, 0) < end for place, end in self._gathered.items()):
             return
         until = time.monotonic() + PATIENCE_S
         # Looked at anew in steps: what ends the wait is a question, a pause, or that nothing comes in any more.

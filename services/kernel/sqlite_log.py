@@ -28,6 +28,7 @@ from services.kernel.log import (
 )
 from services.kernel.sqlite import Database, Transaction
 from services.kernel.topics import Cleanup, TopicSpec
+from services.kernel.waiters import Waiters
 
 SCHEMA = (
     """CREATE TABLE log_topics (
@@ -42,33 +43,6 @@ SCHEMA = (
 )
 DEFAULT_PARTITIONS = 4
 URGENT_MESSAGES = 16  # of so few, each is somebody's question, rating or change, and no bulk load
-
-
-class _Waiters:
-    """Wakes those who wait for something to happen to one of a set of names."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, set[asyncio.Future[None]]] = defaultdict(set)
-
-    def wake(self, names: Collection[str]) -> None:
-        for name in names:
-            for future in self._waiting.pop(name, ()):
-                if not future.done():
-                    future.set_result(None)
-
-    async def wait(self, names: Collection[str], timeout_s: float) -> bool:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        for name in names:
-            self._waiting[name].add(future)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await future
-        except TimeoutError:
-            return False
-        finally:
-            for name in names:
-                self._waiting[name].discard(future)
-        return True
 
 
 class SqliteLog:
@@ -87,7 +61,7 @@ class SqliteLog:
         self._committed: dict[str, Offsets] = defaultdict(dict)
         self._groups: dict[str, list[SqliteConsumer]] = defaultdict(list)
         self._inputs: dict[str, Collection[str]] = {}  # group -> what it consumes, even while it has no member
-        self._appended, self._advanced = _Waiters(), _Waiters()
+        self._appended, self._advanced = Waiters(), Waiters()
         self._open = asyncio.Event()  # closed while a rebuild wants the log to stand still
         self._still = 0  # how many want it to stand still
         self._muted: dict[str, Collection[str]] = {}  # group -> the topics that it may publish to nevertheless

@@ -1,0 +1,341 @@
+"""A member of a Kafka consumer group that reads, decides and publishes in transactions.
+
+Each partition that a member is given has a producer whose transactional id is the group's and the partition's. To start
+it fences whoever had the partition before, and settles what that one had begun; only then the group's offset is looked
+up. So a member that does not know yet that it has lost a partition cannot commit, whatever the rebalance does in the
+background, and no offset is read that is about to change.
+
+A rebalance waits for the unit in hand. Memory: per partition, at most one fetch is held here and one by aiokafka;
+a partition is fetched again only when what it had is done.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import InvalidProducerEpoch, KafkaError, MessageSizeTooLargeError, ProducerFenced
+from aiokafka.structs import OffsetAndMetadata
+
+from services.kernel.errors import UnavailableError
+from services.kernel.kafka_records import RECORD_BYTES_MAX, headers_of, record_of
+from services.kernel.log import Batch, PartitionLostError, Progress, Record, Tally
+from services.kernel.retry import backoff_s
+
+if TYPE_CHECKING:
+    from services.kernel.kafka_log import KafkaLog
+
+FETCH_BYTES = 1 << 20  # of one partition at a time; a longer record comes alone
+FETCH_WAIT_MS = 100
+POLL_MS = 200
+REVOCATION_S = 20.0  # how long a rebalance waits for the unit in hand
+REBALANCE_MS = 60_000
+SESSION_MS = 10_000
+TRANSACTION_S = 45.0
+STOP_S = 10.0
+FENCED = (ProducerFenced, InvalidProducerEpoch)
+
+log = structlog.get_logger(__name__)
+
+
+class _Lane:
+    """A partition that the member has been given."""
+
+    def __init__(self, place: tuple[str, int], producer: Any = None) -> None:
+        self.place = place
+        self.producer = producer
+        self.open = False  # whether it is known where the group stands
+        self.start = self.next = 0  # of what is in the buffer
+        self.inputs, self.tally = 0, Tally()  # until `start`
+        self.buffer: deque[Record] = deque()
+
+    def stand_at(self, offset: int, inputs: int, tally: Tally) -> None:
+        self.start = self.next = offset
+        self.inputs, self.tally = inputs, tally
+        self.buffer.clear()
+        self.open = True
+
+    def again(self) -> "_Lane":
+        """The same partition after a rebalance; what is known of it is at least where the group stands.
+
+        The cluster may not tell of the last transaction yet when it has acknowledged it.
+        """
+        lane = _Lane(self.place, self.producer)
+        if self.producer is not None:
+            lane.start, lane.inputs, lane.tally = self.start, self.inputs, self.tally
+        return lane
+
+    def batch(self, max_records: int, max_bytes: int) -> Batch | None:
+        records, size = [], 0
+        for record in self.buffer:
+            records.append(record)
+            size += len(record.value or b"")
+            if len(records) >= max_records or size >= max_bytes:
+                break
+        if not records:
+            return None
+        whole = len(records) == len(self.buffer)
+        return Batch(*self.place, records, self.start, self.next if whole else records[-1].offset + 1, marked=True)
+
+    def after(self, progress: Progress) -> tuple[int, Tally]:
+        read = sum(1 for record in self.buffer if record.offset < progress.next_offset)
+        return self.inputs + read, self.tally.plus(progress.tally)
+
+    def pass_on(self, progress: Progress) -> None:
+        self.inputs, self.tally = self.after(progress)
+        while self.buffer and self.buffer[0].offset < progress.next_offset:
+            self.buffer.popleft()
+        self.start = progress.next_offset
+
+
+class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """A member of a consumer group; see `services.kernel.log.Consumer`."""
+
+    def __init__(self, log_: "KafkaLog", group: str, topics: tuple[str, ...]) -> None:
+        self.group, self.topics = group, topics
+        self._log = log_
+        self._consumer: Any = None
+        self._lanes: dict[tuple[str, int], _Lane] = {}
+        self._former: dict[tuple[str, int], _Lane] = {}  # during a rebalance
+        self._polled: dict[tuple[str, int], int] = {}  # where the last batch of each partition began
+        self._hand = asyncio.Lock()  # held while a unit is open
+        self._staged: tuple[_Lane, Progress] | None = None
+        self._turn = 0
+
+    @property
+    def assigned(self) -> tuple[tuple[str, int], ...]:
+        """The partitions that this member has been given."""
+        return tuple(sorted(self._lanes))
+
+    # Rebalances -------------------------------------------------------------------------------------------------
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Let the unit in hand come to its end, and take no other of these partitions."""
+        del revoked  # aiokafka gives up all of them
+        try:
+            async with asyncio.timeout(REVOCATION_S), self._hand:
+                self._close_lanes()
+        except TimeoutError:
+            log.warning("kafka.unit_overtaken", group=self.group, waited_s=REVOCATION_S)
+            self._close_lanes()  # its commit will be refused
+
+    def _close_lanes(self) -> None:
+        self._former, self._lanes = {**self._former, **self._lanes}, {}
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Take up partitions. The producer of one that comes back goes on: fenced if somebody had it meanwhile."""
+        former, self._former = self._former, {}
+        for each in assigned:
+            place = (self._log.unnamed(each.topic), each.partition)
+            lane = former.pop(place, None)
+            self._lanes[place] = lane.again() if lane else _Lane(place)
+        for lane in former.values():
+            self._drop_producer(lane)
+
+    def _drop_producer(self, lane: _Lane) -> None:
+        lane.open, lane.start = False, 0  # the next one to start finds out
+        if lane.producer is not None:
+            self._log.later(stop(lane.producer))
+            lane.producer = None
+
+    # Polling ----------------------------------------------------------------------------------------------------
+
+    async def poll(self, max_records: int, max_bytes: int) -> Batch:
+        """Wait for the next records of one of this member's partitions; the partitions take turns."""
+        attempt = 0
+        while True:
+            try:
+                if self._consumer is None:
+                    await self._join()
+                batch = await self._next(max_records, max_bytes)
+            except (KafkaError, UnavailableError, TimeoutError) as error:
+                attempt += 1
+                delay = backoff_s(attempt, base_s=0.1, cap_s=5.0)
+                log.info("kafka.poll_again", group=self.group, error=repr(error), retry_in_s=round(delay, 2))
+                await asyncio.sleep(delay)
+                continue
+            attempt = 0
+            if batch is not None:
+                self._polled[batch.topic, batch.partition] = batch.start
+                return batch
+
+    async def _join(self) -> None:
+        consumer = AIOKafkaConsumer(
+            **self._log.connection,
+            group_id=self._log.named(self.group),
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=FETCH_BYTES,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            session_timeout_ms=SESSION_MS,
+            heartbeat_interval_ms=SESSION_MS // 10,
+            rebalance_timeout_ms=REBALANCE_MS,
+            # Partitions of one number in all topics go to one member, as in the embedded log.
+            partition_assignment_strategy=(RangePartitionAssignor,),
+        )
+        consumer.subscribe([self._log.named(topic) for topic in self.topics], listener=self)
+        try:
+            await consumer.start()
+        except BaseException:
+            await consumer.stop()
+            raise
+        self._consumer = consumer
+
+    async def _next(self, max_records: int, max_bytes: int) -> Batch | None:
+        await asyncio.sleep(0)  # else who polls without ever waiting would keep aiokafka from fetching
+        for lane in list(self._lanes.values()):
+            await self._open(lane)
+        await self._fill(0)
+        if batch := self._take(max_records, max_bytes):
+            return batch
+        await self._fill(POLL_MS)
+        if batch := self._take(max_records, max_bytes):
+            return batch
+        # Ends of transactions, or what was compacted, and no record: the group goes past them, to have no lag.
+        for lane in self._lanes.values():
+            if lane.open and lane.next > lane.start:
+                return Batch(*lane.place, [], lane.start, lane.next, marked=True)
+        return None
+
+    async def _open(self, lane: _Lane) -> None:
+        """Fence who had the partition before, then find out where the group stands."""
+        if lane.open:
+            return
+        if lane.producer is None:
+            topic, partition = lane.place
+            producer = self._log.new_producer(self._log.named(f"{self.group}:{topic}:{partition}"))
+            try:
+                async with asyncio.timeout(TRANSACTION_S):
+                    await producer.start()
+            except BaseException:
+                self._log.later(stop(producer))
+                raise
+            lane.producer = producer
+        found = await self._log.offsets(self.group, [lane.place])
+        offset, (inputs, tally) = found.get(lane.place, (0, (0, Tally())))
+        if self._lanes.get(lane.place) is lane:  # it may have gone meanwhile
+            if offset < lane.start:
+                offset, inputs, tally = lane.start, lane.inputs, lane.tally
+            self._consumer.seek(self._tp(lane), offset)
+            lane.stand_at(offset, inputs, tally)
+
+    async def _fill(self, timeout_ms: int) -> None:
+        """Fetch for partitions of which nothing is left."""
+        lanes = {self._tp(lane): lane for lane in self._lanes.values() if lane.open and not lane.buffer}
+        if not lanes:
+            if not self._lanes:  # aiokafka must be asked nevertheless, or it would leave the group
+                await self._consumer.getmany(timeout_ms=timeout_ms or 1)
+            return
+        for place, raw in (await self._consumer.getmany(*lanes, timeout_ms=timeout_ms)).items():
+            lane = lanes[place]
+            lane.buffer.extend(record_of(each, lane.place[0]) for each in raw)
+        for place, lane in lanes.items():
+            if self._lanes.get(lane.place) is lane and lane.open:
+                lane.next = max(lane.next, await self._consumer.position(place))
+
+    def _take(self, max_records: int, max_bytes: int) -> Batch | None:
+        lanes = list(self._lanes.values())
+        for step in range(len(lanes)):
+            lane = lanes[(self._turn + step) % len(lanes)]
+            if lane.open and (batch := lane.batch(max_records, max_bytes)):
+                self._turn = (self._turn + step + 1) % len(lanes)
+                return batch
+        return None
+
+    def _tp(self, lane: _Lane) -> TopicPartition:
+        return TopicPartition(self._log.named(lane.place[0]), lane.place[1])
+
+    # Committing -------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def unit(self) -> AsyncIterator[None]:
+        """Open the unit of work of a batch; at its end the transaction that `commit` began is committed or aborted."""
+        async with self._hand:
+            self._staged = None
+            try:
+                yield
+            except BaseException:
+                if self._staged is not None:
+                    self._drop_producer(self._staged[0])  # the next one that starts aborts what this one began
+                raise
+            if self._staged is not None:
+                await self._finish(*self._staged)
+
+    async def commit(self, progress: Progress) -> None:
+        """Publish the outputs and advance the group, in a transaction that the unit's end commits."""
+        place = (progress.topic, progress.partition)
+        lane = self._lanes.get(place)
+        if lane is not None:
+            await self._open(lane)  # it may have gone and come back
+        # Where the group stands elsewhere than at this batch's beginning, somebody else has done it.
+        if lane is None or self._polled.get(place, lane.start) != lane.start:
+            raise self._lost(place)
+        prepared = [(each, self._log.partition_for(each), headers_of(each)) for each in progress.outputs]
+        inputs, tally = lane.after(progress)
+        offsets = {self._tp(lane): OffsetAndMetadata(progress.next_offset, orjson.dumps([inputs, *tally]).decode())}
+        self._staged = (lane, progress)
+        async with self._guarded(lane):
+            await lane.producer.begin_transaction()
+            await self._log.sent(lane.producer, prepared)
+            await lane.producer.send_offsets_to_transaction(offsets, self._log.named(self.group))
+
+    async def _finish(self, lane: _Lane, progress: Progress) -> None:
+        async with self._guarded(lane):
+            await lane.producer.commit_transaction()
+        lane.pass_on(progress)
+        if progress.next_offset > lane.next:  # further than anything that was polled
+            lane.next = progress.next_offset
+            if self._lanes.get(lane.place) is lane:
+                self._consumer.seek(self._tp(lane), lane.next)
+        self._log.moved_on(progress)
+
+    @asynccontextmanager
+    async def _guarded(self, lane: _Lane) -> AsyncIterator[None]:
+        """Give the producer up when something goes wrong: what becomes of its transaction, its successor finds out."""
+        try:
+            async with asyncio.timeout(TRANSACTION_S):
+                yield
+        except FENCED as error:
+            self._drop_producer(lane)
+            raise self._lost(lane.place) from error
+        except MessageSizeTooLargeError as error:
+            self._drop_producer(lane)
+            # No outage, which would be waited for: the input that leads to it is poison.
+            raise ValueError(f"an output of {self.group} is longer than {RECORD_BYTES_MAX} bytes") from error
+        except (KafkaError, TimeoutError) as error:
+            self._drop_producer(lane)
+            raise UnavailableError(f"Kafka at {self._log.settings.bootstrap_servers}: {error!r}") from error
+        except BaseException:
+            self._drop_producer(lane)
+            raise
+
+    def _lost(self, place: tuple[str, int]) -> PartitionLostError:
+        return PartitionLostError(f"{place[0]}/{place[1]} has moved to another member of {self.group}")
+
+    async def close(self) -> None:
+        """Leave the group."""
+        self._log.left(self)
+        if self._consumer is not None:
+            await self._consumer.stop()
+            self._consumer = None
+        for lane in (*self._lanes.values(), *self._former.values()):
+            if lane.producer is not None:
+                await stop(lane.producer)
+                lane.producer = None
+        self._lanes, self._former = {}, {}
+
+
+async def stop(client: Any) -> None:
+    """Stop a producer that may have failed, within a time."""
+    try:
+        async with asyncio.timeout(STOP_S):
+            await client.stop()
+    except (KafkaError, TimeoutError, OSError) as error:
+        log.info("kafka.stopped_hard", error=repr(error))
+        await client.client.close()

@@ -1,0 +1,420 @@
+"""The log of a cluster: the port `services.kernel.log.Log` on Kafka.
+
+What differs from the embedded log, and what users of the port are ready for anyway:
+
+- An append to several partitions that fails half-way may leave some of its messages; whoever repeats it makes
+  duplicates, which the fences of the stores recognise. Nothing is appended of what is refused beforehand.
+- The ends of transactions take offsets, so that offsets are no numbers of records: what a group has read is counted,
+  and kept with its tallies in the metadata of its offsets (`tallies`).
+- State is not in the log's own database. In `async with consumer.unit()` the loop hands `Progress` to `Store.save`
+  *before* `Consumer.commit`: a store adapter writes the state, `progress.next_offset` (the fence) and
+  `progress.outputs` (the outbox) in one write of its own. The unit then publishes the outputs and moves the group in
+  one Kafka transaction. After a crash in between, the batch comes again: `Store.load` sees that the fence is beyond
+  it, and the adapter hands out what is left in the outbox instead of deciding again.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from typing import Any
+
+import orjson
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+
+from headwater.common.v1 import common_pb2
+from services.kernel.errors import InvalidInputError, UnavailableError
+from services.kernel.kafka_consumer import KafkaConsumer, stop
+from services.kernel.kafka_records import RECORD_BYTES_MAX, headers_of, record_of, topic_config
+from services.kernel.kafka_settings import KafkaSettings
+from services.kernel.log import Message, Offsets, Progress, Record, Tally, partition_of, position_of
+from services.kernel.topics import TopicSpec
+from services.kernel.waiters import Waiters
+
+DEFAULT_PARTITIONS = 4
+TOPIC_EXISTS = 36
+CREATED_WITHIN_S = 30.0
+READERS_MAX = 16
+FETCH_WAIT_MS = 100
+POLL_FIRST_S, POLL_MAX_S = 0.02, 0.25
+BATCH_BYTES = 256 << 10
+
+
+class KafkaLog:
+    """The log of a cluster; see `services.kernel.log.Log`. `start` it first, and `close` it."""
+
+    def __init__(self, settings: KafkaSettings, partitions: int = DEFAULT_PARTITIONS) -> None:
+        self.settings = settings
+        self.connection = settings.connection()
+        self._default_partitions = partitions
+        self._partitions: dict[str, int] = {}
+        self._admin: Any = None
+        self._producer: Any = None
+        self._producing = asyncio.Lock()
+        self._readers: OrderedDict[tuple[str, int], _Reader] = OrderedDict()
+        self._inputs: dict[str, set[str]] = {}  # of the groups with a member in this process
+        self._members: set[KafkaConsumer] = set()
+        self._reached: dict[str, Offsets] = defaultdict(dict)  # by the members in this process
+        self._appended, self._advanced = Waiters(), Waiters()
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Connect, and learn which topics there are; raises UnavailableError when no broker answers."""
+        self._admin = AIOKafkaAdminClient(**self.connection)
+        try:
+            await self._admin.start()
+            await self._look(await self._admin.list_topics())
+        except KafkaError as error:
+            raise UnavailableError(f"Kafka at {self.settings.bootstrap_servers}: {error!r}") from error
+
+    async def close(self) -> None:
+        """Let the members leave their groups, and close the connections."""
+        for member in tuple(self._members):
+            await member.close()
+        for reader in self._readers.values():
+            await reader.close()
+        self._readers.clear()
+        if self._producer is not None:
+            await self._producer.stop()
+        if self._background:
+            await asyncio.wait(self._background, timeout=10)
+        if self._admin is not None:
+            await self._admin.close()
+
+    def named(self, topic: str) -> str:
+        """Return what the cluster calls a topic, a group or a transactional id."""
+        return self.settings.prefix + topic
+
+    def unnamed(self, name: str) -> str:
+        """Return what a topic of the cluster is called here."""
+        return name.removeprefix(self.settings.prefix)
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside, such as to close what nobody waits for."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # Topics -----------------------------------------------------------------------------------------------------
+
+    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        """Make the topics that are not there yet; what is there stays as it is.
+
+        Raises:
+            InvalidInputError: the cluster refuses one.
+            UnavailableError: the cluster does not answer, or a topic is not ready in time.
+        """
+        missing = [spec for spec in specs if spec.name not in self._partitions]
+        if not missing:
+            return
+        copies = self.settings.replication
+        new = [
+            NewTopic(
+                self.named(spec.name),
+                spec.partitions or self._default_partitions,
+                copies,
+                topic_configs=topic_config(spec, copies),
+            )
+            for spec in missing
+        ]
+        response = await self.asked(self._admin.create_topics(new))
+        for name, code, *words in response.topic_errors:
+            if code not in (0, TOPIC_EXISTS):
+                raise InvalidInputError(f"Kafka does not make the topic {name}: {words[0] if words else code}")
+        deadline = time.monotonic() + CREATED_WITHIN_S
+        while absent := [spec.name for spec in missing if spec.name not in self._partitions]:
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"the topic {absent[0]} is not ready after {CREATED_WITHIN_S:.0f} s: try again")
+            await self._look([self.named(name) for name in absent])
+            await asyncio.sleep(POLL_FIRST_S)
+
+    async def _look(self, names: Sequence[str]) -> None:
+        """Learn how many partitions topics have, once each partition has a leader."""
+        mine = [name for name in names if name.startswith(self.settings.prefix)]
+        for found in await self.asked(self._admin.describe_topics(mine)) if mine else ():
+            led = [part for part in found["partitions"] if part["leader"] >= 0 and part["error_code"] == 0]
+            if found["error_code"] == 0 and led and len(led) == len(found["partitions"]):
+                self._partitions[self.unnamed(found["topic"])] = len(led)
+
+    async def asked(self, request: Awaitable[Any]) -> Any:
+        """Return the cluster's answer; raises UnavailableError when there is none."""
+        try:
+            return await request
+        except (KafkaError, TimeoutError) as error:
+            raise UnavailableError(f"Kafka at {self.settings.bootstrap_servers}: {error!r}") from error
+
+    def partitions(self, topic: str) -> int:
+        """Return the topic's number of partitions."""
+        try:
+            return self._partitions[topic]
+        except KeyError:
+            raise InvalidInputError(f"there is no topic {topic!r}: create it first") from None
+
+    def topics(self) -> list[str]:
+        """Return the names of all topics."""
+        return sorted(self._partitions)
+
+    def partition_for(self, message: Message) -> int:
+        """Return where a message belongs; raises InvalidInputError when there is no such place."""
+        partitions = self.partitions(message.topic)
+        if message.partition is None:
+            return partition_of(message.key or b"", partitions)
+        if not 0 <= message.partition < partitions:
+            raise InvalidInputError(f"{message.topic!r} has no partition {message.partition}")
+        return message.partition
+
+    # Writing ----------------------------------------------------------------------------------------------------
+
+    async def append(self, messages: Sequence[Message], *, durable: bool = True) -> common_pb2.Position:
+        """Append messages; returns when every copy that must have them has them, whatever `durable` says."""
+        del durable  # an offset is known only with the acknowledgement
+        prepared = [(message, self.partition_for(message), headers_of(message)) for message in messages]
+        ends: Offsets = {}
+        producer = await self._get_producer()
+        try:
+            sent = await self.sent(producer, prepared)
+        except MessageSizeTooLargeError as error:
+            raise InvalidInputError(f"a record is longer than {RECORD_BYTES_MAX} bytes") from error
+        except KafkaError as error:
+            # What was lost leaves a hole in the sequence of this producer, so that it cannot go on.
+            if self._producer is producer:
+                self._producer = None
+                self.later(stop(producer))
+            raise UnavailableError(f"Kafka at {self.settings.bootstrap_servers}: {error!r}") from error
+        for metadata in sent:
+            place = (self.unnamed(metadata.topic), metadata.partition)
+            ends[place] = max(ends.get(place, 0), metadata.offset + 1)
+        self._appended.wake({topic for topic, _ in ends})
+        return position_of(ends)
+
+    async def sent(self, producer: Any, prepared: Sequence[tuple[Message, int, list[tuple[str, bytes]]]]) -> list[Any]:
+        """Send messages in order and return what the brokers say; raises the first error when all are through."""
+        futures, failure = [], None
+        try:
+            for message, partition, headers in prepared:
+                # No key and no value at once is not sent by aiokafka; an empty key means the same to its readers.
+                key = message.key if message.value is not None else message.key or b""
+                futures.append(
+                    await producer.send(
+                        self.named(message.topic), message.value, key=key, partition=partition, headers=headers
+                    )
+                )
+        except KafkaError as error:
+            failure = error
+        # Each is awaited, or else asyncio would complain of the others.
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        failure = failure or next((result for result in results if isinstance(result, BaseException)), None)
+        if failure is not None:
+            raise failure
+        return results
+
+    def moved_on(self, progress: Progress) -> None:
+        """Take note of a transaction that is committed, and wake who waits for it."""
+        self._reached[progress.group][progress.topic, progress.partition] = progress.next_offset
+        self._advanced.wake((progress.group,))
+        self._appended.wake({message.topic for message in progress.outputs})
+
+    async def _get_producer(self) -> Any:
+        async with self._producing:
+            if self._producer is None:
+                producer = self.new_producer()
+                await self.asked(producer.start())
+                self._producer = producer
+            return self._producer
+
+    def new_producer(self, transactional_id: str | None = None) -> Any:
+        """Return a producer that is not started: an idempotent one, or one of transactions."""
+        return AIOKafkaProducer(
+            **self.connection,
+            acks="all",
+            enable_idempotence=True,
+            transactional_id=transactional_id,
+            max_request_size=RECORD_BYTES_MAX,
+            max_batch_size=BATCH_BYTES,
+        )
+
+    # Reading ----------------------------------------------------------------------------------------------------
+
+    async def read(
+        self, topic: str, partition: int, offset: int, *, max_records: int = 500, max_bytes: int = 1 << 20
+    ) -> list[Record]:
+        """Return committed records from `offset` on."""
+        if partition not in range(self.partitions(topic)):
+            raise InvalidInputError(f"{topic!r} has no partition {partition}")
+        place = (topic, partition)
+        reader = self._readers.setdefault(place, _Reader(TopicPartition(self.named(topic), partition)))
+        self._readers.move_to_end(place)
+        idle = [other for other, each in self._readers.items() if other != place and not each.lock.locked()]
+        for other in idle[: max(0, len(self._readers) - READERS_MAX)]:
+            self.later(self._readers.pop(other).close())
+        raw: list[Any] = await self.asked(reader.read(self.connection, offset, max_records))
+        records, size = [], 0
+        for each in raw:
+            records.append(record_of(each, topic))
+            size += len(each.value or b"")
+            if size >= max_bytes:
+                break
+        return records
+
+    async def end(self, topic: str) -> list[int]:
+        """Return the next offset of each partition: below it everything is decided, committed or not."""
+        places = [TopicPartition(self.named(topic), partition) for partition in range(self.partitions(topic))]
+        ends = await self.asked(self._ends(places))
+        return [ends[place] for place in places]
+
+    async def _ends(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        reader = self._readers.setdefault(("", 0), _Reader(None))  # of no partition: it is only asked
+        self._readers.move_to_end(("", 0))
+        return await reader.ends(self.connection, places)
+
+    async def wait_for(self, topics: Collection[str], seen: Offsets, timeout_s: float) -> bool:
+        """Wait until a topic holds records at or beyond `seen`; what other processes append is looked for."""
+
+        async def has_more() -> bool:
+            places = [TopicPartition(self.named(t), n) for t in topics for n in range(self.partitions(t))]
+            ends = await self.asked(self._ends(places))
+            return any(end > seen.get((self.unnamed(place.topic), place.partition), 0) for place, end in ends.items())
+
+        return await _until(has_more, self._appended, topics, timeout_s)
+
+    # Groups -----------------------------------------------------------------------------------------------------
+
+    def consumer(self, group: str, topics: Sequence[str]) -> KafkaConsumer:
+        """Join a consumer group, when it is polled first."""
+        for topic in topics:
+            self.partitions(topic)
+        self._inputs.setdefault(group, set()).update(topics)
+        member = KafkaConsumer(self, group, tuple(topics))
+        self._members.add(member)
+        return member
+
+    def left(self, member: KafkaConsumer) -> None:
+        """Take note that a member has left its group."""
+        self._members.discard(member)
+
+    async def committed(self, group: str) -> Offsets:
+        """Return the next offsets of a group."""
+        offsets = {place: offset for place, (offset, _) in (await self.offsets(group)).items()}
+        # The cluster may not tell of the last transaction yet when it has acknowledged it.
+        for place, reached in self._reached[group].items():
+            offsets[place] = max(offsets.get(place, 0), reached)
+        return offsets
+
+    async def offsets(
+        self, group: str, places: Collection[tuple[str, int]] | None = None
+    ) -> dict[tuple[str, int], tuple[int, tuple[int, Tally]]]:
+        """Return, per partition that a group has committed, the next offset, and its inputs and what became of them."""
+        wanted = None if places is None else [TopicPartition(self.named(topic), n) for topic, n in places]
+        found = await self.asked(self._admin.list_consumer_group_offsets(self.named(group), partitions=wanted))
+        return {
+            (self.unnamed(place.topic), place.partition): (offset, counts_of(metadata))
+            for place, (offset, metadata) in found.items()
+            if offset >= 0
+        }
+
+    async def tallies(self, group: str) -> tuple[int, Tally]:
+        """Return how many inputs a group has read, and what it says became of them."""
+        inputs, total = 0, Tally()
+        for _, (read, tally) in (await self.offsets(group)).values():
+            inputs, total = inputs + read, total.plus(tally)
+        return inputs, total
+
+    async def wait_committed(self, groups: Collection[str], position: common_pb2.Position, timeout_s: float) -> bool:
+        """Wait until every group has passed `position` in the topics that it consumes.
+
+        Those are the topics of its members in this process and of its offsets; a group that nothing is known of has
+        passed nothing.
+        """
+
+        async def passed() -> bool:
+            for group in groups:
+                offsets = await self.committed(group)
+                inputs = self._inputs.get(group, set()) | {topic for topic, _ in offsets}
+                for place in position.offsets:
+                    consumed = place.topic in inputs or not inputs
+                    if consumed and offsets.get((place.topic, place.partition), 0) < place.offset:
+                        return False
+            return True
+
+        return await _until(passed, self._advanced, groups, timeout_s)
+
+
+class _Reader:
+    """Reads one partition, on from where it was or from elsewhere."""
+
+    def __init__(self, place: TopicPartition | None) -> None:
+        self.lock = asyncio.Lock()
+        self._place, self._consumer = place, None
+        self._next = -1
+
+    async def _get(self, connection: dict[str, Any]) -> Any:
+        if self._consumer is None:
+            consumer = AIOKafkaConsumer(
+                **connection,
+                isolation_level="read_committed",
+                auto_offset_reset="earliest",
+                enable_auto_commit=False,
+                fetch_max_wait_ms=FETCH_WAIT_MS,
+            )
+            try:
+                await consumer.start()
+            except BaseException:
+                await consumer.stop()
+                raise
+            if self._place is not None:
+                consumer.assign([self._place])
+            self._consumer = consumer
+        return self._consumer
+
+    async def read(self, connection: dict[str, Any], offset: int, max_records: int) -> list[Any]:
+        async with self.lock:
+            consumer = await self._get(connection)
+            end = (await consumer.end_offsets([self._place]))[self._place]
+            if offset >= end:
+                return []
+            if offset != self._next:
+                consumer.seek(self._place, offset)
+            self._next = -1  # unless this comes to its end
+            found: list[Any] = []
+            while not found and (offset := await consumer.position(self._place)) < end:
+                got = await consumer.getmany(self._place, timeout_ms=FETCH_WAIT_MS, max_records=max_records)
+                found = got.get(self._place, [])
+            self._next = await consumer.position(self._place)
+            return found
+
+    async def ends(self, connection: dict[str, Any], places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        async with self.lock:
+            consumer = await self._get(connection)
+            ends: dict[TopicPartition, int] = await consumer.end_offsets(places)
+            return ends
+
+    async def close(self) -> None:
+        async with self.lock:
+            if self._consumer is not None:
+                await self._consumer.stop()
+                self._consumer = None
+
+
+def counts_of(metadata: str) -> tuple[int, Tally]:
+    """Return what the metadata of an offset tell: inputs, and what became of them; nothing when others wrote it."""
+    try:
+        inputs, *tally = orjson.loads(metadata)
+        return int(inputs), Tally(*map(int, tally))
+    except (ValueError, TypeError):
+        return 0, Tally()
+
+
+async def _until(
+    holds: Callable[[], Awaitable[bool]], waiters: Waiters, names: Collection[str], timeout_s: float
+) -> bool:
+    """Wait until something holds: it is looked at again when a name is woken, and now and then."""
+    deadline, pause = time.monotonic() + timeout_s, POLL_FIRST_S
+    while not await holds():
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        await waiters.wait(names, min(pause, left))
+        pause = min(pause * 1.5, POLL_MAX_S)
+    return True

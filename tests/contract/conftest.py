@@ -1,0 +1,60 @@
+"""The log under each of its adapters."""
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.kernel.log import Log
+from services.kernel.sqlite import Database
+from services.kernel.sqlite_log import SqliteLog
+from services.kernel.topics import TOPICS
+from tests.engines import Kafka, kafka_engine
+
+if TYPE_CHECKING:
+    from services.kernel.kafka_log import KafkaLog
+
+__all__ = ["kafka_engine"]
+
+OpenKafka = Callable[[], Awaitable["KafkaLog"]]
+
+
+@pytest.fixture
+async def open_kafka(kafka_engine: Kafka) -> AsyncIterator[OpenKafka]:
+    """Open logs, all on the same topics, which are this test's own."""
+    from services.kernel.kafka_log import KafkaLog
+    from services.kernel.kafka_settings import KafkaSettings
+
+    settings = KafkaSettings(kafka_engine.address, prefix=f"{uuid.uuid4().hex}.", replication=1)
+    opened: list[KafkaLog] = []
+
+    async def open_one() -> KafkaLog:
+        log = KafkaLog(settings)
+        opened.append(log)
+        await log.start()
+        await log.create_topics(TOPICS)
+        return log
+
+    yield open_one
+    for log in opened:
+        await log.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=(pytest.mark.slow, pytest.mark.engine))])
+async def any_log(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[Log]:
+    """The log: in each adapter one after the other."""
+    if request.param == "sqlite":
+        log = SqliteLog(database)
+        await log.create_topics(TOPICS)
+        yield log
+        return
+    from services.kernel.kafka_log import KafkaLog
+    from services.kernel.kafka_settings import KafkaSettings
+
+    engine: Kafka = request.getfixturevalue("kafka_engine")
+    other = KafkaLog(KafkaSettings(engine.address, prefix=f"{uuid.uuid4().hex}.", replication=1))
+    await other.start()
+    await other.create_topics(TOPICS)
+    yield other
+    await other.close()
