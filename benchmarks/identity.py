@@ -126,7 +126,9 @@ async def run(folder: Path, inputs: list[Record], batch: int, profiler: cProfile
             marks.append(time.thread_time())
             outputs: list[Message] = list(work.finish(state))
             marks.append(time.thread_time())
-            await work.store.save(state, Progress(work.name, topics.CHANGES, 0, start + len(part), outputs, Tally()))
+            await work.store.save(
+                state, Progress(work.name, topics.CHANGES, 0, start, start + len(part), outputs, Tally())
+            )
             marks.append(time.thread_time())
             unit.emit(outputs)
             marks.append(time.thread_time())

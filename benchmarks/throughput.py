@@ -63,7 +63,9 @@ async def baseline(path: Path, folder: Path) -> float:
         polled = await consumer.poll(1000, 1 << 20)
         async with consumer.unit():
             tally = Tally(applied=len(polled.records))
-            await consumer.commit(Progress("baseline", polled.topic, polled.partition, polled.next_offset, [], tally))
+            await consumer.commit(
+                Progress("baseline", polled.topic, polled.partition, polled.start, polled.next_offset, [], tally)
+            )
         read += len(polled.records)
     seconds = time.perf_counter() - started
     database.close()

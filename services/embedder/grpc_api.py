@@ -73,7 +73,7 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
             raise InvalidInputError(f"Search: top_k is {request.top_k}: it must be 1 to {TOP_K_MAX}, or 0 for {TOP_K}")
         tenant = request.tenant or DEFAULT_TENANT
         # First: a commit in between must not make the hits look newer than they are.
-        freshness = self._knowledge.freshness(tenant)
+        freshness = await self._knowledge.freshness(tenant)
         reader = Reader(tenant, _labels(request.access), frozenset(request.sources))
         found = await self._searcher.search(request.query, reader, request.top_k or TOP_K)
         return pb.SearchResponse(hits=found.hits, freshness=freshness, missing=found.missing)
@@ -136,7 +136,7 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
     async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Context) -> pb.GetFreshnessResponse:
         """Tell what the knowledge base is current to."""
         del context
-        return pb.GetFreshnessResponse(freshness=self._knowledge.freshness(request.tenant or DEFAULT_TENANT))
+        return pb.GetFreshnessResponse(freshness=await self._knowledge.freshness(request.tenant or DEFAULT_TENANT))
 
     async def AwaitPosition(self, request: pb.AwaitPositionRequest, context: Context) -> pb.AwaitPositionResponse:
         """Wait until every document up to a position is searchable; those that were given up are named."""
@@ -147,21 +147,21 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
         position = request.position
         before = {(place.topic, place.partition): place.offset for place in position.offsets}
         if not await self._log.wait_committed([GROUP], position, timeout_s):
-            raise self._too_late(timeout_s)
+            raise await self._too_late(timeout_s)
         while True:
             # Before looking, so that nothing that happens meanwhile is missed.
             seen = {(topics.JOBS, partition): end for partition, end in enumerate(await self._log.end(topics.JOBS))}
             if not self._jobs.unfinished_before(before):
                 break
             if not await self._log.wait_for((topics.JOBS,), seen, deadline - time.monotonic()):
-                raise self._too_late(timeout_s)
+                raise await self._too_late(timeout_s)
         response = pb.AwaitPositionResponse(parked=self._jobs.parked(before))
         ends = {(topics.INDEXED, partition): end for partition, end in enumerate(await self._log.end(topics.INDEXED))}
         response.outputs.CopyFrom(position_of(ends))
         return response
 
-    def _too_late(self, timeout_s: float) -> DeadlineError:
-        reached = encode_token(self._knowledge.applied())
+    async def _too_late(self, timeout_s: float) -> DeadlineError:
+        reached = encode_token(await self._knowledge.applied())
         return DeadlineError(
             f"the knowledge base did not reach the position within {timeout_s:.1f} s: it is at {reached}; "
             "wait longer, or see ListJobs for documents that are being embedded"

@@ -17,9 +17,8 @@ from services.embedder.vectors import VectorIndex
 from services.kernel import topics
 from services.kernel.errors import NotFoundError
 from services.kernel.hashing import state_hash
-from services.kernel.log import DEFAULT_TENANT
+from services.kernel.log import DEFAULT_TENANT, Log
 from services.kernel.sqlite import Database
-from services.kernel.sqlite_log import SqliteLog
 
 READ_BY = {GROUP: (topics.DOCUMENTS, topics.CHANGES)}
 
@@ -30,7 +29,7 @@ class Knowledge:
     def __init__(
         self,
         database: Database,
-        log: SqliteLog,
+        log: Log,
         documents: SqliteDocuments,
         jobs: SqliteJobs,
         index: VectorIndex,
@@ -61,9 +60,9 @@ class Knowledge:
             raise NotFoundError(f"{key.document_id!r} has version {current} now; {version} is not kept")
         return pb.GetDocumentResponse(document_id=key.document_id, version=current, title=title, text=text, uri=uri)
 
-    def freshness(self, tenant: str) -> common_pb2.StoreFreshness:
+    async def freshness(self, tenant: str) -> common_pb2.StoreFreshness:
         """Return what can be found is current to: documents whose work is not done hold it back."""
-        report = self._documents.freshness.report(tenant, self._log, READ_BY)
+        report = await self._documents.freshness.report(tenant, self._log, READ_BY)
         waiting = self._jobs.unfinished_count()
         if not waiting:
             return report
@@ -77,9 +76,9 @@ class Knowledge:
                 entry.as_of.FromMilliseconds(max(0, since_ms - 1))
         return report
 
-    def applied(self) -> common_pb2.Position:
+    async def applied(self) -> common_pb2.Position:
         """Return the position up to which everything can be found, or was given up."""
-        return self.freshness(DEFAULT_TENANT).applied
+        return (await self.freshness(DEFAULT_TENANT)).applied
 
     async def reset(self) -> None:
         """Forget everything that the log tells again; vectors stay, they are named by what they are of."""

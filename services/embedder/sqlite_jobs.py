@@ -10,9 +10,8 @@ from services.embedder.sqlite_documents import IN, parameter
 from services.embedder.state import Key
 from services.kernel import topics
 from services.kernel.jobs import Job, JobState, Lane, retried
-from services.kernel.log import Message
+from services.kernel.log import Log, Message
 from services.kernel.sqlite import Database, Transaction
-from services.kernel.sqlite_log import SqliteLog
 
 GROUP = "embedder"
 
@@ -60,7 +59,7 @@ def row_id(job: Job) -> int:
 class SqliteJobs:
     """Jobs by the row of their document."""
 
-    def __init__(self, database: Database, log: SqliteLog, clock: Callable[[], float]) -> None:
+    def __init__(self, database: Database, log: Log, clock: Callable[[], float]) -> None:
         self._database, self._log, self._clock = database, log, clock
 
     # For the runner ---------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from services.kernel.erasure import KEPT, acknowledgement, field_bytes
 from services.kernel.errors import InvalidInputError
 from services.kernel.log import DEFAULT_TENANT, SEPARATOR, Record, position_of
 from services.kernel.service import Platform
-from services.kernel.sqlite_retention import Retention
 
 SERVICE = "feedback"
 WAIT_S = 60.0
@@ -35,7 +34,6 @@ class Eraser:
     def __init__(self, platform: Platform, exporter: Exporter, models: Models, kpi_group: str) -> None:
         """Wire it; `kpi_group` is the consumer group that corrects the KPIs."""
         self._log, self._database, self._clock = platform.log, platform.database, platform.clock
-        self._retention = Retention(platform.log, platform.database)
         self._exporter, self._models, self._kpi_group = exporter, models, kpi_group
         self._woken = asyncio.Event()
 
@@ -105,7 +103,7 @@ class Eraser:
         if not rows:
             return
         erased = Erased({Key(tenant, subject): until_ms for tenant, subject, until_ms in rows})
-        removed = await self._retention.erase(erased.holds, KEPT)
+        removed = await self._log.erase(erased.holds, KEPT)
         async with self._database.transaction() as unit:
             unit.executemany("DELETE FROM feedback_unlogged WHERE tenant=? AND subject=? AND until_ms=?", rows)
         if removed:

@@ -17,8 +17,7 @@ from services.identity_graph.ports import Found, IdentityStores
 from services.identity_graph.settings import Settings
 from services.kernel import topics
 from services.kernel.errors import DeadlineError, InvalidInputError, NotFoundError, StaleContextError
-from services.kernel.log import DEFAULT_TENANT, SEPARATOR, encode_token, message_of, position_of
-from services.kernel.sqlite_log import SqliteLog
+from services.kernel.log import DEFAULT_TENANT, SEPARATOR, Log, encode_token, message_of, position_of
 
 RECORDS_LISTED = 1_000  # of one person, in the answer to Resolve
 WAIT_S = 30.0  # where the caller sets no deadline
@@ -36,7 +35,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class IdentityGraphApi(service_pb2_grpc.IdentityGraphServiceServicer):
     """Answers from the identity graph."""
 
-    def __init__(self, stores: IdentityStores, log: SqliteLog, settings: Settings, clock: Callable[[], float]) -> None:
+    def __init__(self, stores: IdentityStores, log: Log, settings: Settings, clock: Callable[[], float]) -> None:
         self._queries, self._erasures, self._freshness = stores.queries, stores.erasures, stores.freshness
         self._log, self._settings, self._clock = log, settings, clock
         self._kinds, self._extractor = Kinds(settings), Extractor(settings)
@@ -137,7 +136,7 @@ class IdentityGraphApi(service_pb2_grpc.IdentityGraphServiceServicer):
             profile_ids=[own, *sorted({*subject.births, *(row[1] for row in buried)} - {own})],
             records=[*subject.records, *(split_key(row[0])[1] for row in buried)],
             positions=[*subject.positions, *(row[2] for row in buried)],
-            before=position_of(self._log.positions_of(consumer.GROUP, [topics.CHANGES])),
+            before=position_of(await self._log.positions_of(consumer.GROUP, [topics.CHANGES])),
         )  # fmt: skip
         event.requested_at.FromMilliseconds(now_ms)
         await self._log.append([message_of(topics.ERASURES, event.erasure_id.encode(), event, now_ms)])
@@ -165,7 +164,7 @@ class IdentityGraphApi(service_pb2_grpc.IdentityGraphServiceServicer):
     async def AwaitPosition(self, request: pb.AwaitPositionRequest, context: Context) -> pb.AwaitPositionResponse:
         """Wait until a log position has been taken into account, and tell where the assignments stand then."""
         if not await self._log.wait_committed([consumer.GROUP], request.position, _time_left(context)):
-            reached = position_of(self._log.positions_of(consumer.GROUP, [topics.CHANGES]))
+            reached = position_of(await self._log.positions_of(consumer.GROUP, [topics.CHANGES]))
             raise DeadlineError(f"identity_graph has not reached the position; it is at {encode_token(reached)}")
         ends = await self._log.end(topics.ASSIGNMENTS)
         return pb.AwaitPositionResponse(
@@ -175,7 +174,7 @@ class IdentityGraphApi(service_pb2_grpc.IdentityGraphServiceServicer):
     async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Context) -> pb.GetFreshnessResponse:
         """Tell what the graph is current to."""
         del context
-        report = self._freshness.report(request.tenant, self._log, {consumer.GROUP: (topics.CHANGES,)})
+        report = await self._freshness.report(request.tenant, self._log, {consumer.GROUP: (topics.CHANGES,)})
         return pb.GetFreshnessResponse(freshness=report)
 
 

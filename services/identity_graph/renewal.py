@@ -7,9 +7,8 @@ from services.identity_graph.consumer import GROUP
 from services.identity_graph.settings import Settings
 from services.identity_graph.sqlite_lifecycle import SqliteLifecycle
 from services.kernel import topics
-from services.kernel.log import position_of
+from services.kernel.log import Log, position_of
 from services.kernel.sqlite import Database
-from services.kernel.sqlite_log import SqliteLog
 
 WAIT_S = 3600.0
 
@@ -19,7 +18,7 @@ log = structlog.get_logger(__name__)
 class Renewal:
     """Sends the consumer group back to the beginning when it must, and tells of records that are nobody's any more."""
 
-    def __init__(self, graph: SqliteLifecycle, database: Database, log_: SqliteLog, settings: Settings) -> None:
+    def __init__(self, graph: SqliteLifecycle, database: Database, log_: Log, settings: Settings) -> None:
         self._graph, self._database, self._log = graph, database, log_
         self._fingerprint = settings.fingerprint()
 
@@ -33,13 +32,13 @@ class Renewal:
             if known is not None:
                 log.warning("identity.settings_changed", consequence="who is who is worked out anew from the log")
                 await self._graph.start_over()
-                self._log.reset_group(unit, GROUP)
+                await self._log.reset_group(unit, GROUP)
 
     async def tell_of_ghosts(self) -> None:
         """Once the group has caught up, tell of the records that did not come back; then there is nothing to do."""
         ends = {(topics.CHANGES, partition): end for partition, end in enumerate(await self._log.end(topics.CHANGES))}
         while not await self._log.wait_committed([GROUP], position_of(ends), WAIT_S):
-            log.info("identity.catching_up", behind=self._log.lag(GROUP, [topics.CHANGES]))
+            log.info("identity.catching_up", behind=await self._log.lag(GROUP, [topics.CHANGES]))
         async with self._database.transaction() as unit:
             generation, ghosts = await self._graph.lay_ghosts()
             unit.emit([gone(key, first_seen, generation) for key, first_seen in ghosts])

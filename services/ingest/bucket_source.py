@@ -24,8 +24,8 @@ from services.ingest.messages import messages_of
 from services.ingest.s3_client import Listed, Object, S3Client
 from services.ingest.settings import BucketSettings
 from services.kernel.errors import UnavailableError
+from services.kernel.log import Log
 from services.kernel.sqlite import Database
-from services.kernel.sqlite_log import SqliteLog
 
 LOOKS_AT_ONCE = 4  # objects in memory at a time
 RETRY_S = 5.0  # after the store could not be asked
@@ -49,7 +49,7 @@ class BucketSource:
         bytes_max: int,
         rescan_s: float,
         database: Database,
-        log_: SqliteLog,
+        log_: Log,
         *,
         clock: Callable[[], float],
     ) -> None:

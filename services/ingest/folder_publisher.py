@@ -10,10 +10,9 @@ from services.ingest.folder_files import UNSURE, FolderGoneError, Stat, identity
 from services.ingest.folder_store import FolderStore
 from services.ingest.messages import Instant, Offer, dead_letter, messages_of
 from services.ingest.settings import FolderSettings
-from services.kernel.log import Message
+from services.kernel.log import Log, Message
 from services.kernel.positions import padded
 from services.kernel.sqlite import Database
-from services.kernel.sqlite_log import SqliteLog
 
 BATCH_BYTES = 4 << 20  # read at once, and held until they are published
 BATCH_FILES = 256
@@ -59,7 +58,7 @@ class FolderPublisher:
         folder: FolderSettings,
         bytes_max: int,
         database: Database,
-        log: SqliteLog,
+        log: Log,
         clock: Callable[[], float],
     ) -> None:
         self._folder, self._bytes_max = folder, bytes_max

@@ -17,8 +17,8 @@ from services.ingest.folder_documents import plan
 from services.ingest.folder_files import FolderGoneError, Listing, Selection, identity, list_files, look_at
 from services.ingest.folder_publisher import FolderPublisher
 from services.ingest.settings import FolderSettings, Settings
+from services.kernel.log import Log
 from services.kernel.sqlite import Database
-from services.kernel.sqlite_log import SqliteLog
 
 DEBOUNCE_MS = 50  # how long a burst of changes is gathered at most
 STEP_MS = 4  # how long it must be quiet for a burst to be over
@@ -42,7 +42,7 @@ class FolderSource:
         folder: FolderSettings,
         settings: Settings,
         database: Database,
-        log_: SqliteLog,
+        log_: Log,
         clock: Callable[[], float],
     ) -> None:
         self._source, self._root = folder.source, folder.path

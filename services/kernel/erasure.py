@@ -17,7 +17,6 @@ from headwater.common.v1 import events_pb2
 from services.kernel import topics
 from services.kernel.log import DEFAULT_TENANT, SEPARATOR, Message, Record, message_of
 from services.kernel.service import Platform
-from services.kernel.sqlite_retention import Retention
 
 # These tell of the erasure itself: ids only.
 KEPT = frozenset({topics.ERASURES, topics.ERASURES_DONE})
@@ -49,7 +48,6 @@ class LogErasure:
 
     def __init__(self, platform: Platform, services: Collection[str]) -> None:
         self._log, self._database, self._clock = platform.log, platform.database, platform.clock
-        self._retention = Retention(platform.log, platform.database)
         self._services = frozenset(services)
 
     async def run(self) -> None:
@@ -86,10 +84,10 @@ class LogErasure:
         """Do erasures together: the file is rewritten once."""
         removed: dict[str, dict[str, int]] = {}
         for request, answers in ready:
-            removed[request.erasure_id] = await self._retention.erase(_subject(request, answers), KEPT)
+            removed[request.erasure_id] = await self._log.erase(_subject(request, answers), KEPT)
         await self._database.scrub()
         for request, answers in ready:
-            remaining = await self._retention.erase(_subject(request, answers), KEPT, dry_run=True)
+            remaining = await self._log.erase(_subject(request, answers), KEPT, dry_run=True)
             answer = Done(
                 erasure_id=request.erasure_id,
                 service=SERVICE,

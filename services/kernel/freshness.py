@@ -24,13 +24,13 @@ Groups = Mapping[str, Collection[str]]
 class Backlog(Protocol):
     """What is asked of the log."""
 
-    def lag(self, group: str, topics: Collection[str]) -> int:
+    async def lag(self, group: str, topics: Collection[str]) -> int:
         """Return how many records the group has not passed yet."""
 
-    def oldest_pending_ms(self, group: str, topics: Collection[str]) -> int | None:
+    async def oldest_pending_ms(self, group: str, topics: Collection[str]) -> int | None:
         """Return the event time of the oldest record that the group has not passed; None if there is none."""
 
-    def positions_of(self, group: str, topics: Collection[str]) -> Offsets:
+    async def positions_of(self, group: str, topics: Collection[str]) -> Offsets:
         """Return where the group stands in every partition of the topics."""
 
 
@@ -104,7 +104,7 @@ class FreshnessTable:
         )
         return {source: Sighting(*fields) for source, *fields in rows}
 
-    def report(self, tenant: str, backlog: Backlog, groups: Groups) -> common_pb2.StoreFreshness:
+    async def report(self, tenant: str, backlog: Backlog, groups: Groups) -> common_pb2.StoreFreshness:
         """Return what the component is current to, for a tenant.
 
         Args:
@@ -112,23 +112,37 @@ class FreshnessTable:
             backlog: the log.
             groups: everything that must have passed a record before the component shows it.
         """
-        behind = sum(backlog.lag(group, names) for group, names in groups.items())
-        pending = (backlog.oldest_pending_ms(group, names) for group, names in groups.items()) if behind else ()
-        bound = min((ms for ms in pending if ms is not None), default=None)
-        report = common_pb2.StoreFreshness(store=self._component, behind=behind, applied=_applied(backlog, groups))
-        for source, newest in sorted(self.read(tenant).items()):
-            entry = report.sources.add(source=source, position=newest.position)
-            as_of = max(newest.occurred_ms, newest.heartbeat_ms)
-            entry.as_of.FromMilliseconds(as_of if bound is None else min(as_of, bound))
-            if newest.heartbeat_ms:
-                entry.heartbeat_at.FromMilliseconds(newest.heartbeat_ms)
-        return report
+        return await report(self._component, self.read(tenant), backlog, groups)
 
 
-def _applied(backlog: Backlog, groups: Groups) -> common_pb2.Position:
+async def report(
+    component: str, known: Mapping[str, Sighting], backlog: Backlog, groups: Groups
+) -> common_pb2.StoreFreshness:
+    """Return what a component is current to.
+
+    Args:
+        component: its name.
+        known: the newest that it has applied of every source, read before this is called.
+        backlog: the log.
+        groups: everything that must have passed a record before the component shows it.
+    """
+    behind = sum([await backlog.lag(group, names) for group, names in groups.items()])
+    pending = [await backlog.oldest_pending_ms(group, names) for group, names in groups.items()] if behind else []
+    bound = min((ms for ms in pending if ms is not None), default=None)
+    told = common_pb2.StoreFreshness(store=component, behind=behind, applied=await _applied(backlog, groups))
+    for source, newest in sorted(known.items()):
+        entry = told.sources.add(source=source, position=newest.position)
+        as_of = max(newest.occurred_ms, newest.heartbeat_ms)
+        entry.as_of.FromMilliseconds(as_of if bound is None else min(as_of, bound))
+        if newest.heartbeat_ms:
+            entry.heartbeat_at.FromMilliseconds(newest.heartbeat_ms)
+    return told
+
+
+async def _applied(backlog: Backlog, groups: Groups) -> common_pb2.Position:
     """Return how far all of the groups are."""
     reached: Offsets = {}
     for group, names in groups.items():
-        for place, offset in backlog.positions_of(group, names).items():
+        for place, offset in (await backlog.positions_of(group, names)).items():
             reached[place] = min(offset, reached.get(place, offset))
     return position_of(reached)

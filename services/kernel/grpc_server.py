@@ -14,14 +14,17 @@ from services.kernel.errors import HeadwaterError, UnavailableError
 from services.kernel.foreground import Foreground
 from services.kernel.service import CHANNEL_OPTIONS
 
+STANDARD = "/grpc."  # health and reflection
+LIVENESS = "liveness"
+
 log = structlog.get_logger(__name__)
 
 
 class EdgeInterceptor(grpc.aio.ServerInterceptor):
     """Turns a HeadwaterError into its status (anything else is a bug: INTERNAL, and logged), and notes the call."""
 
-    def __init__(self, foreground: Foreground) -> None:
-        self._foreground = foreground
+    def __init__(self, foreground: Foreground, refuse: Callable[[], None]) -> None:
+        self._foreground, self._refuse = foreground, refuse
 
     async def intercept_service(
         self,
@@ -34,6 +37,7 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
             return None
         method = handler_call_details.method
         self._foreground.called(method)
+        refuse = self._refuse if not method.startswith(STANDARD) else _nothing
         if handler.response_streaming:
             inner = handler.unary_stream or handler.stream_stream
             make = (
@@ -41,17 +45,22 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
-            return make(_streaming(inner, method), handler.request_deserializer, handler.response_serializer)
+            return make(_streaming(inner, method, refuse), handler.request_deserializer, handler.response_serializer)
         inner = handler.unary_unary or handler.stream_unary
         make = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
-        return make(_unary(inner, method), handler.request_deserializer, handler.response_serializer)
+        return make(_unary(inner, method, refuse), handler.request_deserializer, handler.response_serializer)
 
 
-def _unary(inner: Any, method: str) -> Any:
+def _nothing() -> None:
+    pass
+
+
+def _unary(inner: Any, method: str, refuse: Callable[[], None]) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
+            refuse()
             return await inner(request, context)
         except Exception as error:  # noqa: BLE001 - the edge of the process: everything becomes a status
             await _abort(error, method, context)
@@ -59,9 +68,10 @@ def _unary(inner: Any, method: str) -> Any:
     return call
 
 
-def _streaming(inner: Any, method: str) -> Any:
+def _streaming(inner: Any, method: str, refuse: Callable[[], None]) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
+            refuse()
             async for response in inner(request, context):
                 yield response
         except Exception as error:  # noqa: BLE001 - as above
@@ -87,8 +97,9 @@ class GrpcServer:
     def __init__(self, address: str, foreground: Foreground) -> None:
         self._address = address
         self._health = health_aio.HealthServicer()
+        self.waits_for: str | None = None  # until it is there, calls are refused
         self.server = grpc.aio.server(
-            interceptors=[EdgeInterceptor(foreground)],
+            interceptors=[EdgeInterceptor(foreground, self._refuse)],
             # Without this a second process could listen on the same port, and take every other call.
             options=[("grpc.so_reuseport", 0), *CHANNEL_OPTIONS],
         )
@@ -120,8 +131,17 @@ class GrpcServer:
         self.address = f"{self._address.rpartition(':')[0]}:{port}"
 
     async def start(self) -> None:
-        """Answer calls."""
+        """Answer calls; those about health from now on, all others while nothing is waited for.
+
+        Health knows every service, the whole process (an empty name), and `liveness`: that the process runs at all,
+        whatever becomes of what it depends on.
+        """
+        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self.server.start()
+
+    def _refuse(self) -> None:
+        if self.waits_for is not None:
+            raise UnavailableError(f"this service is starting, and waits for {self.waits_for}: try again later")
 
     async def set_healthy(self, *, healthy: bool) -> None:
         """Say whether the services can do their work."""

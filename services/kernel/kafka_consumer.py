@@ -2,8 +2,12 @@
 
 Each partition that a member is given has a producer whose transactional id is the group's and the partition's. To start
 it fences whoever had the partition before, and settles what that one had begun; only then the group's offset is looked
-up. So a member that does not know yet that it has lost a partition cannot commit, whatever the rebalance does in the
-background, and no offset is read that is about to change.
+up, and the store's ledger. So a member that does not know yet that it has lost a partition cannot commit, whatever the
+rebalance does in the background, and no offset is read that is about to change.
+
+The store is written before the log: the unit of work makes state, progress and outputs last, then a transaction
+publishes the outputs and moves the group. Where the store is ahead of the group when a partition is taken up, that
+transaction is made good; where it is behind, it was emptied: it takes in again what it lacks, and publishes none of it.
 
 A rebalance waits for the unit in hand. Memory: per partition, at most one fetch is held here and one by aiokafka;
 a partition is fetched again only when what it had is done.
@@ -11,7 +15,7 @@ a partition is fetched again only when what it had is done.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +28,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from services.kernel.errors import UnavailableError
 from services.kernel.kafka_records import RECORD_BYTES_MAX, headers_of, record_of
-from services.kernel.log import Batch, PartitionLostError, Progress, Record, Tally
+from services.kernel.log import Batch, Ledger, Message, PartitionLostError, Progress, Record, Stateless, Tally
 from services.kernel.retry import backoff_s
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ REBALANCE_MS = 60_000
 SESSION_MS = 10_000
 TRANSACTION_S = 45.0
 STOP_S = 10.0
+OVERHEAD_BYTES = 4096  # of a record among others
 FENCED = (ProducerFenced, InvalidProducerEpoch)
 
 log = structlog.get_logger(__name__)
@@ -49,14 +54,19 @@ class _Lane:
     def __init__(self, place: tuple[str, int], producer: Any = None) -> None:
         self.place = place
         self.producer = producer
-        self.open = False  # whether it is known where the group stands
-        self.start = self.next = 0  # of what is in the buffer
-        self.inputs, self.tally = 0, Tally()  # until `start`
+        self.open = False  # whether it is known where the group and its store stand
+        self.start = self.next = 0  # of what is in the buffer: where the store stands
+        self.group_at = 0  # where the group stands
+        self.inputs, self.tally = 0, Tally()  # until there
         self.buffer: deque[Record] = deque()
 
-    def stand_at(self, offset: int, inputs: int, tally: Tally) -> None:
+    @property
+    def is_behind(self) -> bool:
+        """Whether the store lacks what the group has been given already."""
+        return self.start < self.group_at
+
+    def stand_at(self, offset: int) -> None:
         self.start = self.next = offset
-        self.inputs, self.tally = inputs, tally
         self.buffer.clear()
         self.open = True
 
@@ -67,12 +77,15 @@ class _Lane:
         """
         lane = _Lane(self.place, self.producer)
         if self.producer is not None:
-            lane.start, lane.inputs, lane.tally = self.start, self.inputs, self.tally
+            lane.group_at, lane.inputs, lane.tally = self.group_at, self.inputs, self.tally
         return lane
 
     def batch(self, max_records: int, max_bytes: int) -> Batch | None:
         records, size = [], 0
+        until = self.group_at if self.is_behind else self.next
         for record in self.buffer:
+            if record.offset >= until:
+                break
             records.append(record)
             size += len(record.value or b"")
             if len(records) >= max_records or size >= max_bytes:
@@ -80,14 +93,18 @@ class _Lane:
         if not records:
             return None
         whole = len(records) == len(self.buffer)
-        return Batch(*self.place, records, self.start, self.next if whole else records[-1].offset + 1, marked=True)
+        end = min(until, self.next) if whole else records[-1].offset + 1
+        return Batch(*self.place, records, self.start, end, marked=True)
 
     def after(self, progress: Progress) -> tuple[int, Tally]:
-        read = sum(1 for record in self.buffer if record.offset < progress.next_offset)
+        # What was published after a restart is not in the buffer any more: of that, the store's word is taken.
+        read = sum(1 for record in self.buffer if record.offset < progress.next_offset) or progress.tally.total
         return self.inputs + read, self.tally.plus(progress.tally)
 
     def pass_on(self, progress: Progress) -> None:
-        self.inputs, self.tally = self.after(progress)
+        if progress.next_offset > self.group_at:
+            self.inputs, self.tally = self.after(progress)
+            self.group_at = progress.next_offset
         while self.buffer and self.buffer[0].offset < progress.next_offset:
             self.buffer.popleft()
         self.start = progress.next_offset
@@ -96,9 +113,17 @@ class _Lane:
 class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
     """A member of a consumer group; see `services.kernel.log.Consumer`."""
 
-    def __init__(self, log_: "KafkaLog", group: str, topics: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        log_: "KafkaLog",
+        group: str,
+        topics: tuple[str, ...],
+        ledger: Ledger,
+        internal_topics: Collection[str] = (),
+    ) -> None:
         self.group, self.topics = group, topics
-        self._log = log_
+        self.trouble: str | None = None
+        self._log, self._ledger, self._internal = log_, ledger, frozenset(internal_topics)
         self._consumer: Any = None
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._former: dict[tuple[str, int], _Lane] = {}  # during a rebalance
@@ -138,7 +163,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
             self._drop_producer(lane)
 
     def _drop_producer(self, lane: _Lane) -> None:
-        lane.open, lane.start = False, 0  # the next one to start finds out
+        lane.open, lane.group_at = False, 0  # the next one to start finds out
         if lane.producer is not None:
             self._log.later(stop(lane.producer))
             lane.producer = None
@@ -155,11 +180,14 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
                 batch = await self._next(max_records, max_bytes)
             except (KafkaError, UnavailableError, TimeoutError) as error:
                 attempt += 1
+                self.trouble = str(error)
                 delay = backoff_s(attempt, base_s=0.1, cap_s=5.0)
                 log.info("kafka.poll_again", group=self.group, error=repr(error), retry_in_s=round(delay, 2))
                 await asyncio.sleep(delay)
                 continue
             attempt = 0
+            behind = sum(max(0, lane.group_at - lane.start) for lane in self._lanes.values() if lane.open)
+            self.trouble = f"the store of {self.group} takes in {behind} offsets again" if behind else None
             if batch is not None:
                 self._polled[batch.topic, batch.partition] = batch.start
                 return batch
@@ -199,8 +227,9 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
             return batch
         # Ends of transactions, or what was compacted, and no record: the group goes past them, to have no lag.
         for lane in self._lanes.values():
-            if lane.open and lane.next > lane.start:
-                return Batch(*lane.place, [], lane.start, lane.next, marked=True)
+            end = min(lane.next, lane.group_at) if lane.is_behind else lane.next
+            if lane.open and not lane.buffer and end > lane.start:
+                return Batch(*lane.place, [], lane.start, end, marked=True)
         return None
 
     async def _open(self, lane: _Lane) -> None:
@@ -219,11 +248,18 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
             lane.producer = producer
         found = await self._log.offsets(self.group, [lane.place])
         offset, (inputs, tally) = found.get(lane.place, (0, (0, Tally())))
+        if offset >= lane.group_at:
+            lane.group_at, lane.inputs, lane.tally = offset, inputs, tally
+        store_at = lane.group_at
+        if not isinstance(self._ledger, Stateless):
+            pending = await self._ledger.pending(self.group, *lane.place)
+            store_at = pending.next_offset if pending else 0
+            if pending is not None and store_at > lane.group_at:
+                await self._publish(lane, pending)
         if self._lanes.get(lane.place) is lane:  # it may have gone meanwhile
-            if offset < lane.start:
-                offset, inputs, tally = lane.start, lane.inputs, lane.tally
-            self._consumer.seek(self._tp(lane), offset)
-            lane.stand_at(offset, inputs, tally)
+            self._consumer.seek(self._tp(lane), store_at)
+            lane.stand_at(store_at)
+            self._log.stands(self.group, lane.place, store_at if lane.is_behind else None)
 
     async def _fill(self, timeout_ms: int) -> None:
         """Fetch for partitions of which nothing is left."""
@@ -255,20 +291,33 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
 
     @asynccontextmanager
     async def unit(self) -> AsyncIterator[None]:
-        """Open the unit of work of a batch; at its end the transaction that `commit` began is committed or aborted."""
+        """Open the unit of work of a batch; once the store has it, the outputs are published and the group moves."""
         async with self._hand:
             self._staged = None
             try:
-                yield
-            except BaseException:
-                if self._staged is not None:
-                    self._drop_producer(self._staged[0])  # the next one that starts aborts what this one began
+                async with self._ledger.unit():
+                    yield
+            except BaseException as error:
+                # The store may have moved on, by this batch or by another worker's: look at it anew.
+                if self._staged is not None or isinstance(error, PartitionLostError):
+                    for place in self._polled:
+                        if place in self._lanes:
+                            self._drop_producer(self._lanes[place])
                 raise
             if self._staged is not None:
-                await self._finish(*self._staged)
+                await self._publish(*self._staged)
+                self._moved(*self._staged)
+
+    def check(self, outputs: Sequence[Message]) -> None:
+        """Refuse outputs that cannot be published, before anything is stored."""
+        for each in outputs:
+            self._log.partition_for(each)
+            size = len(each.key or b"") + len(each.value or b"") + sum(len(text) for _, text in headers_of(each))
+            if size > RECORD_BYTES_MAX - OVERHEAD_BYTES:
+                raise ValueError(f"an output of {self.group} is longer than {RECORD_BYTES_MAX} bytes")
 
     async def commit(self, progress: Progress) -> None:
-        """Publish the outputs and advance the group, in a transaction that the unit's end commits."""
+        """Keep the progress in the ledger; at the unit's end it is published."""
         place = (progress.topic, progress.partition)
         lane = self._lanes.get(place)
         if lane is not None:
@@ -276,24 +325,39 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         # Where the group stands elsewhere than at this batch's beginning, somebody else has done it.
         if lane is None or self._polled.get(place, lane.start) != lane.start:
             raise self._lost(place)
-        prepared = [(each, self._log.partition_for(each), headers_of(each)) for each in progress.outputs]
-        inputs, tally = lane.after(progress)
-        offsets = {self._tp(lane): OffsetAndMetadata(progress.next_offset, orjson.dumps([inputs, *tally]).decode())}
+        await self._ledger.record(progress)
         self._staged = (lane, progress)
-        async with self._guarded(lane):
-            await lane.producer.begin_transaction()
-            await self._log.sent(lane.producer, prepared)
-            await lane.producer.send_offsets_to_transaction(offsets, self._log.named(self.group))
 
-    async def _finish(self, lane: _Lane, progress: Progress) -> None:
-        async with self._guarded(lane):
-            await lane.producer.commit_transaction()
+    async def _publish(self, lane: _Lane, progress: Progress) -> None:
+        """Publish outputs and move the group in one transaction; what it has passed already is not published again."""
+        is_new = progress.next_offset > lane.group_at
+        outputs = progress.outputs if is_new else [each for each in progress.outputs if each.topic in self._internal]
+        if is_new or outputs:
+            prepared = [(each, self._log.partition_for(each), headers_of(each)) for each in outputs]
+            inputs, tally = lane.after(progress)
+            told = OffsetAndMetadata(progress.next_offset, orjson.dumps([inputs, *tally]).decode())
+            async with self._guarded(lane):
+                await lane.producer.begin_transaction()
+                await self._log.sent(lane.producer, prepared)
+                if is_new:
+                    group = self._log.named(self.group)
+                    await lane.producer.send_offsets_to_transaction({self._tp(lane): told}, group)
+                await lane.producer.commit_transaction()
         lane.pass_on(progress)
+        self._log.moved_on(progress._replace(outputs=outputs))
+
+    def _moved(self, lane: _Lane, progress: Progress) -> None:
+        self._log.stands(self.group, lane.place, lane.start if lane.is_behind else None)
         if progress.next_offset > lane.next:  # further than anything that was polled
             lane.next = progress.next_offset
             if self._lanes.get(lane.place) is lane:
                 self._consumer.seek(self._tp(lane), lane.next)
-        self._log.moved_on(progress)
+
+    async def reopen(self) -> None:
+        """Look anew at where group and store stand: the store has been emptied."""
+        async with self._hand:
+            for lane in self._lanes.values():
+                self._drop_producer(lane)
 
     @asynccontextmanager
     async def _guarded(self, lane: _Lane) -> AsyncIterator[None]:

@@ -6,17 +6,17 @@ What differs from the embedded log, and what users of the port are ready for any
   duplicates, which the fences of the stores recognise. Nothing is appended of what is refused beforehand.
 - The ends of transactions take offsets, so that offsets are no numbers of records: what a group has read is counted,
   and kept with its tallies in the metadata of its offsets (`tallies`).
-- State is not in the log's own database. In `async with consumer.unit()` the loop hands `Progress` to `Store.save`
-  *before* `Consumer.commit`: a store adapter writes the state, `progress.next_offset` (the fence) and
-  `progress.outputs` (the outbox) in one write of its own. The unit then publishes the outputs and moves the group in
-  one Kafka transaction. After a crash in between, the batch comes again: `Store.load` sees that the fence is beyond
-  it, and the adapter hands out what is left in the outbox instead of deciding again.
+- State is not in the log's own database: it is written first, and its ledger brings the log in step
+  (`services.kernel.log.Ledger`). What else publishes in a unit of work of the local database goes by its outbox.
+- Single records cannot be removed: an erasure leaves a tombstone in compacted topics, and what others hold stays until
+  their retention ends.
 """
 
 import asyncio
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
@@ -27,14 +27,32 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from headwater.common.v1 import common_pb2
 from services.kernel.errors import InvalidInputError, UnavailableError
 from services.kernel.kafka_consumer import KafkaConsumer, stop
-from services.kernel.kafka_records import RECORD_BYTES_MAX, headers_of, record_of, topic_config
+from services.kernel.kafka_records import (
+    RECORD_BYTES_MAX,
+    headers_of,
+    is_compacted_in_kafka,
+    record_of,
+    topic_config,
+)
 from services.kernel.kafka_settings import KafkaSettings
-from services.kernel.log import Message, Offsets, Progress, Record, Tally, partition_of, position_of
-from services.kernel.topics import TopicSpec
+from services.kernel.log import (
+    Ledger,
+    Message,
+    Offsets,
+    Progress,
+    Record,
+    Stateless,
+    Tally,
+    partition_of,
+    position_of,
+)
+from services.kernel.outbox import LocalLedger
+from services.kernel.sqlite import Database, Transaction
+from services.kernel.topics import TOPICS, TopicSpec
 from services.kernel.waiters import Waiters
 
 DEFAULT_PARTITIONS = 4
-TOPIC_EXISTS = 36
+TOPIC_EXISTS, GROUP_NOT_THERE = 36, 69
 CREATED_WITHIN_S = 30.0
 READERS_MAX = 16
 FETCH_WAIT_MS = 100
@@ -45,8 +63,21 @@ BATCH_BYTES = 256 << 10
 class KafkaLog:
     """The log of a cluster; see `services.kernel.log.Log`. `start` it first, and `close` it."""
 
-    def __init__(self, settings: KafkaSettings, partitions: int = DEFAULT_PARTITIONS) -> None:
+    def __init__(
+        self, settings: KafkaSettings, database: Database | None = None, partitions: int = DEFAULT_PARTITIONS
+    ) -> None:
+        """Wire it; nothing is connected yet.
+
+        Args:
+            settings: where the cluster is.
+            database: the local database, for stores and sources that are in it; without one, groups whose store has no
+                ledger of its own keep nothing.
+            partitions: of each new topic.
+        """
         self.settings = settings
+        self._database = database
+        self._local = LocalLedger(database) if database is not None else None
+        self._behind: dict[str, Offsets] = defaultdict(dict)  # where stores stand that lack what their groups have had
         self.connection = settings.connection()
         self._default_partitions = partitions
         self._partitions: dict[str, int] = {}
@@ -59,6 +90,8 @@ class KafkaLog:
         self._reached: dict[str, Offsets] = defaultdict(dict)  # by the members in this process
         self._appended, self._advanced = Waiters(), Waiters()
         self._background: set[asyncio.Task[None]] = set()
+        self._open = asyncio.Event()  # closed while what comes from outside has to wait
+        self._open.set()
 
     async def start(self) -> None:
         """Connect, and learn which topics there are; raises UnavailableError when no broker answers."""
@@ -170,6 +203,15 @@ class KafkaLog:
     async def append(self, messages: Sequence[Message], *, durable: bool = True) -> common_pb2.Position:
         """Append messages; returns when every copy that must have them has them, whatever `durable` says."""
         del durable  # an offset is known only with the acknowledgement
+        await self._open.wait()
+        return await self._append(messages)
+
+    async def relay(self) -> None:
+        """Publish what units of work of the local database emit; a background task."""
+        if self._local is not None:
+            await self._local.relay(self._append)
+
+    async def _append(self, messages: Sequence[Message]) -> common_pb2.Position:
         prepared = [(message, self.partition_for(message), headers_of(message)) for message in messages]
         ends: Offsets = {}
         producer = await self._get_producer()
@@ -281,12 +323,14 @@ class KafkaLog:
 
     # Groups -----------------------------------------------------------------------------------------------------
 
-    def consumer(self, group: str, topics: Sequence[str]) -> KafkaConsumer:
+    def consumer(
+        self, group: str, topics: Sequence[str], ledger: Ledger | None = None, internal_topics: Collection[str] = ()
+    ) -> KafkaConsumer:
         """Join a consumer group, when it is polled first."""
         for topic in topics:
             self.partitions(topic)
         self._inputs.setdefault(group, set()).update(topics)
-        member = KafkaConsumer(self, group, tuple(topics))
+        member = KafkaConsumer(self, group, tuple(topics), ledger or self._local or Stateless(), tuple(internal_topics))
         self._members.add(member)
         return member
 
@@ -300,7 +344,14 @@ class KafkaLog:
         # The cluster may not tell of the last transaction yet when it has acknowledged it.
         for place, reached in self._reached[group].items():
             offsets[place] = max(offsets.get(place, 0), reached)
-        return offsets
+        return offsets | self._behind[group]
+
+    def stands(self, group: str, place: tuple[str, int], store_at: int | None) -> None:
+        """Take note of where a store stands that lacks what its group has had; None when it lacks nothing."""
+        if store_at is None:
+            self._behind[group].pop(place, None)
+        else:
+            self._behind[group][place] = store_at
 
     async def offsets(
         self, group: str, places: Collection[tuple[str, int]] | None = None
@@ -321,6 +372,37 @@ class KafkaLog:
             inputs, total = inputs + read, total.plus(tally)
         return inputs, total
 
+    async def positions_of(self, group: str, topics: Collection[str]) -> Offsets:
+        """Return where a group stands in every partition of the topics."""
+        offsets = await self.committed(group)
+        places = [(topic, partition) for topic in topics for partition in range(self.partitions(topic))]
+        return {place: offsets.get(place, 0) for place in places}
+
+    async def lag(self, group: str, topics: Collection[str]) -> int:
+        """Return how many offsets the group has not passed yet."""
+        return sum([end - offset for _, offset, end in await self._pending(group, topics)])
+
+    async def oldest_pending_ms(self, group: str, topics: Collection[str]) -> int | None:
+        """Return the event time of the oldest record, by offset, that a group has not passed; None if there is none."""
+        pending = await self._pending(group, topics)
+        firsts = [await self.read(*place, offset, max_records=1) for place, offset, _ in pending]
+        return min((record.timestamp_ms for records in firsts for record in records), default=None)
+
+    async def _pending(self, group: str, topics: Collection[str]) -> list[tuple[tuple[str, int], int, int]]:
+        """Return the partitions of which a group has not passed everything, with its offset and the end."""
+        offsets = await self.positions_of(group, topics)
+        places = [TopicPartition(self.named(topic), partition) for topic, partition in offsets]
+        ends = await self.asked(self._ends(places))
+        return [
+            (place, offset, end)
+            for (place, offset), end in zip(offsets.items(), (ends[each] for each in places), strict=True)
+            if end > offset
+        ]
+
+    async def count(self, topic: str) -> int:
+        """Return how many offsets a topic has used."""
+        return sum(await self.end(topic))
+
     async def wait_committed(self, groups: Collection[str], position: common_pb2.Position, timeout_s: float) -> bool:
         """Wait until every group has passed `position` in the topics that it consumes.
 
@@ -339,6 +421,89 @@ class KafkaLog:
             return True
 
         return await _until(passed, self._advanced, groups, timeout_s)
+
+    # Operations -------------------------------------------------------------------------------------------------
+
+    def is_muted(self, group: str) -> bool:
+        """Tell whether the store of a group, in this process, takes in again what the group has had already."""
+        return bool(self._behind[group])
+
+    @asynccontextmanager
+    async def rebuilding(self, groups: Collection[str], internal_topics: Collection[str]) -> AsyncIterator[Transaction]:
+        """Open the unit of work in which a store is emptied; its groups' members look anew at where it stands then."""
+        del internal_topics  # the members know
+        database, local = self._local_store()
+        async with database.transaction() as unit:
+            yield unit
+            local.forget(unit, groups)
+        for member in tuple(self._members):
+            if member.group in groups:
+                await member.reopen()
+
+    async def rebuilt(self, groups: Collection[str]) -> None:
+        """Do nothing: who has taken in what it lacked publishes again."""
+
+    @asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[None]:
+        """Make what this process appends from outside wait; other processes do as they like."""
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+    async def reset_group(self, unit: Transaction, group: str) -> None:
+        """Send a group back to the beginning of its topics.
+
+        Raises:
+            UnavailableError: the group has members just now, in other processes perhaps.
+        """
+        if self._local is not None:
+            self._local.forget(unit, (group,))
+        name = self.named(group)
+        for deleted, code, *_ in await self.asked(self._admin.delete_consumer_groups([name])):
+            if code not in (0, GROUP_NOT_THERE):
+                raise UnavailableError(
+                    f"the consumer group {deleted} cannot be sent back to the beginning while it has members (Kafka "
+                    f"says {code}): stop all workers of the service, then start one"
+                )
+
+    @asynccontextmanager
+    async def unit_from_outside(self, *, durable: bool = False, urgent: bool = False) -> AsyncIterator[Transaction]:
+        """Open a unit of work of the local database in which somebody publishes who is no processor."""
+        database, _ = self._local_store()
+        await self._open.wait()
+        async with database.transaction(durable=durable, urgent=urgent) as unit:
+            yield unit
+
+    def _local_store(self) -> tuple[Database, LocalLedger]:
+        if self._database is None or self._local is None:
+            raise InvalidInputError("this log was opened without a local database")
+        return self._database, self._local
+
+    async def erase(
+        self, matches: Callable[[Record], bool], kept_topics: Collection[str], *, dry_run: bool = False
+    ) -> dict[str, int]:
+        """Leave tombstones for the matching records of compacted topics; only count those of others in a dry run."""
+        counts: dict[str, int] = defaultdict(int)
+        for spec in TOPICS:
+            if spec.name in kept_topics:
+                continue
+            is_compacted = is_compacted_in_kafka(spec)
+            for partition in range(self.partitions(spec.name)):
+                offset, end = 0, (await self.end(spec.name))[partition]
+                while offset < end and (records := await self.read(spec.name, partition, offset)):
+                    offset = records[-1].offset + 1
+                    found = [record for record in records if record.value is not None and matches(record)]
+                    if is_compacted and not dry_run:
+                        gone = [
+                            Message(spec.name, key, None, kind, at, partition)
+                            for key, kind, at in {(r.key, r.type, r.timestamp_ms) for r in found}
+                        ]
+                        await self._append(gone)
+                    if is_compacted or dry_run:
+                        counts[spec.name] += len(found)
+        return {topic: count for topic, count in counts.items() if count}
 
 
 class _Reader:

@@ -51,6 +51,17 @@ def record_of(raw: Any, topic: str) -> Record:
     )  # fmt: skip
 
 
+def _cleanup(spec: TopicSpec) -> Cleanup:
+    # A change that is not whole (`records.NOT_WHOLE`) adds to earlier ones of its key. The embedded log keeps those
+    # when it compacts; Kafka's compaction looks at keys only, and would lose columns. So `changes` keeps everything.
+    return Cleanup.KEEP if spec.name == CHANGES else spec.cleanup
+
+
+def is_compacted_in_kafka(spec: TopicSpec) -> bool:
+    """Tell whether Kafka keeps only the newest record of a key of a topic."""
+    return _cleanup(spec) is Cleanup.COMPACT
+
+
 def topic_config(spec: TopicSpec, replication: int) -> dict[str, str]:
     """Return the settings with which a topic is made."""
     config = {
@@ -60,10 +71,7 @@ def topic_config(spec: TopicSpec, replication: int) -> dict[str, str]:
     }
     if replication > 2:
         config["min.insync.replicas"] = "2"
-    # A change that is not whole (`records.NOT_WHOLE`) adds to earlier ones of its key. The embedded log keeps those
-    # when it compacts; Kafka's compaction looks at keys only, and would lose columns. So `changes` keeps everything.
-    cleanup = Cleanup.KEEP if spec.name == CHANGES else spec.cleanup
-    match cleanup:
+    match _cleanup(spec):
         case Cleanup.COMPACT:
             lag = str(spec.compaction_lag_ms)
             return config | {

@@ -7,16 +7,19 @@ partitions move between the consumers of a group, a commit can fail because they
 import base64
 import binascii
 import zlib
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError, Message as Proto
 
 from headwater.common.v1 import common_pb2
 from services.kernel.errors import InvalidInputError, VersionConflictError
 from services.kernel.topics import TopicSpec
+
+if TYPE_CHECKING:
+    from services.kernel.sqlite import Transaction
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
 SEPARATOR = "\x1f"
@@ -102,11 +105,20 @@ class Tally(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a batch leads to: how far the group is then, what it publishes, what became of the inputs."""
+    """What a batch leads to.
+
+    Attributes:
+        group, topic, partition: whose batch of what.
+        start: where the batch began.
+        next_offset: how far the group is then.
+        outputs: what it publishes.
+        tally: what became of the inputs.
+    """
 
     group: str
     topic: str
     partition: int
+    start: int
     next_offset: int
     outputs: Sequence[Message]
     tally: Tally
@@ -116,8 +128,50 @@ class PartitionLostError(VersionConflictError):
     """The partition has moved to another consumer: abandon the batch, it will be done there."""
 
 
+class Ledger(Protocol):
+    """How far a store is, kept in the store itself: a log that is elsewhere is brought in step with it.
+
+    In one write with the state, a store keeps for every (group, topic, partition) the newest `Progress`: the offset as
+    a fence, the outputs as an outbox. Three things follow:
+
+    - The log publishes the outputs and moves the group only afterwards. Where that fails, `pending` gives them again.
+    - A write whose `Progress.start` is not where the store stands must change nothing and raise PartitionLostError:
+      somebody else, or this worker before a crash, has done the batch.
+    - A store that is behind the group was emptied: it takes in again what it lacks, and nothing of that is published.
+    """
+
+    def unit(self) -> AbstractAsyncContextManager[None]:
+        """Open the unit of work in which a batch is loaded, decided and saved, where the store has such units."""
+
+    async def record(self, progress: Progress) -> None:
+        """Keep the progress, within the open unit; nothing to do where `Store.save` has kept it already."""
+
+    async def pending(self, group: str, topic: str, partition: int) -> Progress | None:
+        """Return the newest progress of a partition, finishing its write first where that was cut off; None if none."""
+
+
+class Stateless:
+    """The ledger of a group that keeps nothing: the log alone knows how far it is."""
+
+    @asynccontextmanager
+    async def unit(self) -> AsyncIterator[None]:
+        """Do nothing."""
+        yield
+
+    async def record(self, progress: Progress) -> None:
+        """Do nothing."""
+
+    async def pending(self, group: str, topic: str, partition: int) -> Progress | None:
+        """Return None."""
+        del group, topic, partition
+        return None
+
+
 class Consumer(Protocol):
     """One member of a consumer group."""
+
+    trouble: str | None
+    """Why nothing comes in just now; None while all is well."""
 
     async def poll(self, max_records: int, max_bytes: int) -> Batch:
         """Wait for the next records of one partition that this member has been given.
@@ -127,6 +181,13 @@ class Consumer(Protocol):
 
     def unit(self) -> AbstractAsyncContextManager[None]:
         """Open the unit of work in which a batch is loaded, decided and saved; leaving it normally makes it last."""
+
+    def check(self, outputs: Sequence[Message]) -> None:
+        """Refuse outputs that cannot be published, before anything is stored.
+
+        Raises:
+            InvalidInputError, ValueError: there is no such place, or one is too long.
+        """
 
     async def commit(self, progress: Progress) -> None:
         """Publish the outputs and advance the group, within the open unit.
@@ -176,8 +237,75 @@ class Log(Protocol):
     async def wait_for(self, topics: Collection[str], seen: Offsets, timeout_s: float) -> bool:
         """Wait until a topic holds records at or beyond `seen` (missing means 0); False after `timeout_s`."""
 
-    def consumer(self, group: str, topics: Sequence[str]) -> Consumer:
-        """Join a consumer group."""
+    def consumer(
+        self, group: str, topics: Sequence[str], ledger: Ledger | None = None, internal_topics: Collection[str] = ()
+    ) -> Consumer:
+        """Join a consumer group.
+
+        Args:
+            group: its name.
+            topics: what it consumes.
+            ledger: that of the group's store; None for stores in the local database.
+            internal_topics: those of its outputs that are published again when the store is made again.
+        """
+
+    def topics(self) -> list[str]:
+        """Return the names of all topics."""
+
+    async def count(self, topic: str) -> int:
+        """Return how many records a topic holds; where the log cannot tell, how many offsets."""
+
+    async def positions_of(self, group: str, topics: Collection[str]) -> Offsets:
+        """Return where a group stands in every partition of the topics."""
+
+    async def lag(self, group: str, topics: Collection[str]) -> int:
+        """Return how many records, or offsets, the group has not passed yet."""
+
+    async def oldest_pending_ms(self, group: str, topics: Collection[str]) -> int | None:
+        """Return the event time of the oldest record, by offset, that a group has not passed; None if there is none."""
+
+    async def tallies(self, group: str) -> tuple[int, Tally]:
+        """Return how many inputs a group has passed, and what it says became of them."""
+
+    async def erase(
+        self, matches: Callable[[Record], bool], kept_topics: Collection[str], *, dry_run: bool = False
+    ) -> dict[str, int]:
+        """Remove every record that matches, as far as the log can remove single records.
+
+        Args:
+            matches: tells whether a record has to go.
+            kept_topics: topics that are not looked at.
+            dry_run: only count.
+
+        Returns:
+            How many records went (or are there that would have to go), per topic that had any.
+        """
+
+    def is_muted(self, group: str) -> bool:
+        """Tell whether a group is being rebuilt: its background work must not publish again either."""
+
+    def rebuilding(
+        self, groups: Collection[str], internal_topics: Collection[str]
+    ) -> AbstractAsyncContextManager["Transaction"]:
+        """Open the unit of work in which a store is emptied: afterwards its groups take everything in again.
+
+        What they publish is in the log already and is not published again, save to `internal_topics`; until
+        `rebuilt`, even if the process ends before.
+        """
+
+    async def rebuilt(self, groups: Collection[str]) -> None:
+        """Let groups publish again."""
+
+    def standing_still(self) -> AbstractAsyncContextManager[None]:
+        """Make what this process appends from outside wait; processors still publish."""
+
+    async def reset_group(self, unit: "Transaction", group: str) -> None:
+        """Send a group back to the beginning of its topics: it publishes everything anew."""
+
+    def unit_from_outside(
+        self, *, durable: bool = False, urgent: bool = False
+    ) -> AbstractAsyncContextManager["Transaction"]:
+        """Open a unit of work of the local database in which somebody publishes who is no processor."""
 
 
 def partition_of(key: bytes, partitions: int) -> int:

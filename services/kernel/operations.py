@@ -43,26 +43,26 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
 
     # Balance ----------------------------------------------------------------------------------------------------
 
-    def balance(self) -> list[pb.GroupBalance]:
+    async def balance(self) -> list[pb.GroupBalance]:
         """Return the balance of every group."""
         waiting: dict[str, int] = {}
         for service in self._services:
             waiting.update(service.waiting())
-        return [self._balance(name, loop, waiting.get(name, 0)) for name, loop in sorted(self._loops.items())]
+        return [await self._balance(name, loop, waiting.get(name, 0)) for name, loop in sorted(self._loops.items())]
 
-    def _balance(self, name: str, loop: ProcessorLoop[Any], waiting: int) -> pb.GroupBalance:
-        inputs, tally = self._log.tallies(name)
+    async def _balance(self, name: str, loop: ProcessorLoop[Any], waiting: int) -> pb.GroupBalance:
+        inputs, tally = await self._log.tallies(name)
         # Inputs that now wait for a retry were taken in when they were read.
         return pb.GroupBalance(
             group=name, inputs=inputs, applied=tally.applied - waiting, superseded=tally.superseded,
             waiting=tally.waiting + waiting, dead_lettered=tally.dead_lettered,
-            lag=self._log.lag(name, loop.processor.topics),
+            lag=await self._log.lag(name, loop.processor.topics),
         )  # fmt: skip
 
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Context) -> pb.GetBalanceResponse:
         """Tell what became of every group's inputs."""
         del request, context
-        groups = self.balance()
+        groups = await self.balance()
         return pb.GetBalanceResponse(groups=groups, balanced=all(map(_balanced, groups)))
 
     # Dead letters -----------------------------------------------------------------------------------------------
@@ -174,10 +174,10 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
         async with self._log.standing_still():
             await self.settle()
             before = await self._hash(store)
-            ends = {group: self._log.positions_of(group, self._inputs(group)) for group in store.groups}
+            ends = {group: await self._log.positions_of(group, self._inputs(group)) for group in store.groups}
             total = sum(sum(offsets.values()) for offsets in ends.values())
             await self._begin(store)
-            while lag := sum(self._log.lag(group, self._inputs(group)) for group in store.groups):
+            while lag := await self._lag(store.groups):
                 yield pb.RebuildResponse(
                     store=store.name, replayed=max(0, total - lag), total=total, hash_before=before
                 )
@@ -201,19 +201,14 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
         await self.settle(store)
         if store.reload is not None:
             await store.reload()
-        async with self._database.transaction() as unit:
-            self._log.unmute(unit, store.groups)
+        await self._log.rebuilt(store.groups)
 
     async def _begin(self, store: ReadModel) -> None:
         for group in store.groups:
             await self._loops[group].pause()
         try:
-            async with self._database.transaction() as unit:
+            async with self._log.rebuilding(store.groups, store.internal_topics):
                 await store.reset()
-                for group in store.groups:
-                    # Topics between the store's own groups are written anew: what they held before is not replayed.
-                    self._log.reset_group(unit, group, skip_topics=store.internal_topics)
-                self._log.mute(unit, store.groups, store.internal_topics)
                 if store.seed_topic is not None and store.seed is not None:
                     for partition in range(self._log.partitions(store.seed_topic)):
                         offset = 0
@@ -251,8 +246,11 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
                             f"the background work of {store.name} has not come to its end: `headwater balance` shows "
                             "what waits"
                         ) from error
-            if not any(self._log.lag(group, self._inputs(group)) for group in groups):
+            if not await self._lag(groups):
                 return
+
+    async def _lag(self, groups: Sequence[str]) -> int:
+        return sum([await self._log.lag(group, self._inputs(group)) for group in groups])
 
     def _inputs(self, group: str) -> tuple[str, ...]:
         return self._loops[group].processor.topics
@@ -274,7 +272,7 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
                 await self.settle()
                 checks.extend(
                     pb.Check(name=f"conservation {group.group}", ok=_balanced(group), detail=_sentence(group))
-                    for group in self.balance()
+                    for group in await self.balance()
                 )
             for store in self._stores.values():
                 async for response in self.rebuild(store):

@@ -19,7 +19,18 @@ from headwater.common.v1 import events_pb2
 from services.kernel import telemetry, topics
 from services.kernel.errors import HeadwaterError
 from services.kernel.foreground import Foreground
-from services.kernel.log import Batch, Consumer, Log, Message, Offsets, PartitionLostError, Progress, Record, Tally
+from services.kernel.log import (
+    Batch,
+    Consumer,
+    Ledger,
+    Log,
+    Message,
+    Offsets,
+    PartitionLostError,
+    Progress,
+    Record,
+    Tally,
+)
 from services.kernel.retry import backoff_s
 from services.kernel.topics import TOPICS, Cleanup
 
@@ -63,8 +74,7 @@ class Store(Protocol[S]):
     async def save(self, state: S, progress: Progress) -> None:
         """Make the working set last, within the open unit of work.
 
-        Stores that are not in the log's own database keep `progress` in the same write: the offset as a fence, the
-        outputs as an outbox.
+        Stores that are not in the local database keep `progress` in the same write; see `services.kernel.log.Ledger`.
         """
 
 
@@ -81,6 +91,9 @@ class Processor(Generic[S]):
         finish: pure; called once a batch after all decisions, for outputs that the batch leads to as a whole.
         may_wait: whether what it does now would soon have to be done again; then, while nobody asks anything, it lets
             its inputs gather for up to PATIENCE_S.
+        ledger: the store's, where that is not in the local database.
+        internal_topics: topics to another group of the same read model: these are published again when the store is
+            made again from the log.
     """
 
     name: str
@@ -88,7 +101,9 @@ class Processor(Generic[S]):
     store: Store[S]
     decide: Callable[[S, Record], Decision]
     finish: Callable[[S], Sequence[Message]] | None = None
-    may_wait: Callable[[], bool] | None = None
+    may_wait: Callable[[], Awaitable[bool]] | None = None
+    ledger: Ledger | None = None
+    internal_topics: tuple[str, ...] = ()
 
 
 class _PoisonError(Exception):
@@ -113,11 +128,20 @@ class ProcessorLoop(Generic[S]):
         self._idle = asyncio.Event()
         self._idle.set()  # until it runs, too: a start that fails ends with a stop
         self._gathered: Offsets = {}  # what had gathered when it was last waited for
-        self.failing: str | None = None  # why it makes no progress just now, for health and status
+        self._failing: str | None = None
+        self._consumer: Consumer | None = None
+
+    @property
+    def failing(self) -> str | None:
+        """Why it makes no progress just now; None when it does, or has nothing to do."""
+        return self._failing or (self._consumer.trouble if self._consumer is not None else None)
 
     async def run(self) -> None:
         """Work until cancelled; a cancellation lets the batch in hand finish or leaves no trace of it."""
-        consumer = self._log.consumer(self.processor.name, self.processor.topics)
+        consumer = self._log.consumer(
+            self.processor.name, self.processor.topics, self.processor.ledger, self.processor.internal_topics
+        )
+        self._consumer = consumer
         try:
             while True:
                 self._idle.set()
@@ -142,7 +166,7 @@ class ProcessorLoop(Generic[S]):
             return
         until = time.monotonic() + PATIENCE_S
         # Looked at anew in steps: what ends the wait is a question, a pause, or that nothing comes in any more.
-        while may_wait() and not self._foreground.asked and self._resume.is_set() and time.monotonic() < until:  # noqa: ASYNC110
+        while not self._foreground.asked and self._resume.is_set() and await may_wait() and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(PATIENCE_STEP_S)
         self._gathered = {
             (topic, partition): end
@@ -166,6 +190,7 @@ class ProcessorLoop(Generic[S]):
             await self._until_available(lambda: self._apply(consumer, batch))
             self._adapt(len(batch.records), time.thread_time() - started)
         except PartitionLostError as error:
+            self._failing = None
             log.info("processor.partition_lost", group=self.processor.name, error=str(error))
         except _PoisonError as poison:
             await self._isolate(consumer, batch, poison)
@@ -178,7 +203,7 @@ class ProcessorLoop(Generic[S]):
             except (PartitionLostError, _PoisonError):
                 raise
             except (HeadwaterError, OSError) as error:
-                self.failing = str(error)
+                self._failing = str(error)
                 attempt += 1
                 delay = backoff_s(attempt, base_s=0.05, cap_s=10.0)
                 log.warning(
@@ -195,7 +220,7 @@ class ProcessorLoop(Generic[S]):
             except Exception as error:  # not an outage: something about this batch, so find out which record it is
                 raise _PoisonError(None, error) from error
             else:
-                self.failing = None
+                self._failing = None
                 return
 
     async def _apply(self, consumer: Consumer, batch: Batch) -> None:
@@ -204,7 +229,10 @@ class ProcessorLoop(Generic[S]):
             async with consumer.unit():
                 state = await processor.store.load(batch.records)
                 outputs, tally = _decide(processor, state, batch)
-                progress = Progress(processor.name, batch.topic, batch.partition, batch.next_offset, outputs, tally)
+                progress = Progress(
+                    processor.name, batch.topic, batch.partition, batch.start, batch.next_offset, outputs, tally
+                )
+                consumer.check(outputs)
                 await processor.store.save(state, progress)
                 await consumer.commit(progress)
         for outcome, count in zip(Tally._fields, tally, strict=True):
@@ -234,6 +262,7 @@ class ProcessorLoop(Generic[S]):
             self.processor.name,
             batch.topic,
             batch.partition,
+            batch.start,
             batch.next_offset,
             [letter],
             Tally(superseded=batch.gone, dead_lettered=1),

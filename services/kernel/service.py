@@ -8,17 +8,20 @@ from typing import Any
 import grpc
 
 from headwater.common.v1 import operations_pb2
-from services.kernel.log import Record
+from services.kernel.log import Log, Record
 from services.kernel.processor import Processor
 from services.kernel.settings import Settings
 from services.kernel.sqlite import Database
-from services.kernel.sqlite_log import SqliteLog
 
 MESSAGE_BYTES_MAX = 32 << 20
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
 )
+
+
+# Where a name stands for several addresses (`dns:///profile.ns.svc:7070`), calls go to each in turn.
+PEER_OPTIONS = (*CHANNEL_OPTIONS, ("grpc.lb_policy_name", "round_robin"))
 
 
 class Peers:
@@ -32,7 +35,7 @@ class Peers:
         """Return the channel to a service, for example `profile`."""
         address = self._addresses(service)
         if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            self._channels[address] = grpc.aio.insecure_channel(address, options=PEER_OPTIONS)
         return self._channels[address]
 
     async def close(self) -> None:
@@ -53,7 +56,7 @@ class Platform:
         peers: channels to the other services.
     """
 
-    log: SqliteLog
+    log: Log
     database: Database
     settings: Settings
     clock: Callable[[], float]

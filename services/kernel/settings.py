@@ -17,7 +17,9 @@ from typing import Any
 
 from services.kernel.errors import InvalidInputError
 
-SECTIONS = ("ingest", "identity_graph", "profile", "embedder", "rag_gateway", "feedback")
+SERVICES = ("ingest", "identity_graph", "profile", "embedder", "rag_gateway", "feedback")
+ENGINES = ("kafka", "neo4j", "mongodb", "opensearch", "postgresql")
+SECTIONS = (*SERVICES, *ENGINES, "peers")
 PREFIX = "HEADWATER"
 DEFAULT_CONFIG = "headwater.toml"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")

@@ -7,7 +7,7 @@ commits: a reader cannot pass a record that is not committed yet.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 import orjson
@@ -17,6 +17,7 @@ from services.kernel.errors import InvalidInputError
 from services.kernel.log import (
     EMPTY,
     Batch,
+    Ledger,
     Message,
     Offsets,
     PartitionLostError,
@@ -259,8 +260,15 @@ class SqliteLog:
 
     # Groups -----------------------------------------------------------------------------------------------------
 
-    def consumer(self, group: str, topics: Sequence[str]) -> "SqliteConsumer":
+    def consumer(
+        self, group: str, topics: Sequence[str], ledger: Ledger | None = None, internal_topics: Collection[str] = ()
+    ) -> "SqliteConsumer":
         """Join a consumer group; the partitions are shared out anew among its members."""
+        del internal_topics  # a rebuild says itself what is published again
+        if ledger is not None:
+            raise InvalidInputError(
+                f"{group} keeps its state outside the embedded installation: configure [kafka], too"
+            )
         for topic in topics:
             self.partitions(topic)
         member = SqliteConsumer(self, self._database, group, tuple(topics))
@@ -324,7 +332,7 @@ class SqliteLog:
 
     # Operations -------------------------------------------------------------------------------------------------
 
-    def tallies(self, group: str) -> tuple[int, Tally]:
+    async def tallies(self, group: str) -> tuple[int, Tally]:
         """Return how many inputs a group has passed, by its offsets, and what it says became of them."""
         row = self._database.reader.execute(
             "SELECT sum(next_offset), sum(applied), sum(superseded), sum(waiting), sum(dead_lettered) "
@@ -334,7 +342,7 @@ class SqliteLog:
         inputs, *counts = (value or 0 for value in row)
         return inputs, Tally(*counts)
 
-    def lag(self, group: str, topics: Collection[str]) -> int:
+    async def lag(self, group: str, topics: Collection[str]) -> int:
         """Return how many records the group has not passed yet."""
         return sum(
             self._ends[topic, partition] - self.next_of(group, (topic, partition))
@@ -342,7 +350,7 @@ class SqliteLog:
             for partition in range(self.partitions(topic))
         )
 
-    def oldest_pending_ms(self, group: str, topics: Collection[str]) -> int | None:
+    async def oldest_pending_ms(self, group: str, topics: Collection[str]) -> int | None:
         """Return the event time of the oldest record, by offset, that a group has not passed; None if there is none."""
         times: list[int] = []
         for topic in topics:
@@ -371,7 +379,7 @@ class SqliteLog:
         """Return the names of all topics."""
         return sorted(self._specs)
 
-    def reset_group(self, unit: Transaction, group: str, skip_topics: Collection[str] = ()) -> None:
+    async def reset_group(self, unit: Transaction, group: str, skip_topics: Collection[str] = ()) -> None:
         """Send a group back to the beginning of its topics, or for some of them to the end."""
         places = dict(self._committed[group])
         unit.execute("DELETE FROM log_groups WHERE name=?", (group,))
@@ -406,7 +414,7 @@ class SqliteLog:
         else:
             self._open.set()
 
-    def positions_of(self, group: str, topics: Collection[str]) -> Offsets:
+    async def positions_of(self, group: str, topics: Collection[str]) -> Offsets:
         """Return where a group stands in every partition of the topics."""
         return {
             (topic, partition): self.next_of(group, (topic, partition))
@@ -418,11 +426,22 @@ class SqliteLog:
         """Tell whether a group is being rebuilt: its background work must not publish again either."""
         return group in self._muted
 
-    def mute(self, unit: Transaction, groups: Collection[str], except_topics: Collection[str]) -> None:
-        """Keep groups from publishing, except to some topics: what they would publish is in the log already.
+    @asynccontextmanager
+    async def rebuilding(self, groups: Collection[str], internal_topics: Collection[str]) -> AsyncIterator[Transaction]:
+        """Open the unit of work in which a store is emptied; see `services.kernel.log.Log`."""
+        async with self._database.transaction() as unit:
+            yield unit
+            for group in groups:
+                # Topics between the store's own groups are written anew: what they held before is not replayed.
+                await self.reset_group(unit, group, skip_topics=internal_topics)
+            self._mute(unit, groups, internal_topics)
 
-        It lasts until `unmute`, even if the process ends before.
-        """
+    async def rebuilt(self, groups: Collection[str]) -> None:
+        """Let groups publish again."""
+        async with self._database.transaction() as unit:
+            self._unmute(unit, groups)
+
+    def _mute(self, unit: Transaction, groups: Collection[str], except_topics: Collection[str]) -> None:
         names = orjson.dumps(sorted(except_topics)).decode()
         unit.executemany("INSERT OR REPLACE INTO log_muted VALUES (?, ?)", [(group, names) for group in groups])
 
@@ -432,8 +451,7 @@ class SqliteLog:
 
         unit.on_commit.append(muted)
 
-    def unmute(self, unit: Transaction, groups: Collection[str]) -> None:
-        """Let groups publish again."""
+    def _unmute(self, unit: Transaction, groups: Collection[str]) -> None:
         unit.executemany("DELETE FROM log_muted WHERE name=?", [(group,) for group in groups])
 
         def unmuted() -> None:
@@ -442,6 +460,14 @@ class SqliteLog:
             self._open_or_close()
 
         unit.on_commit.append(unmuted)
+
+    async def erase(
+        self, matches: Callable[[Record], bool], kept_topics: Collection[str], *, dry_run: bool = False
+    ) -> dict[str, int]:
+        """Remove every record that matches, whatever the topic's retention, and whoever has not read it."""
+        from services.kernel.sqlite_retention import Retention
+
+        return await Retention(self, self._database).erase(matches, kept_topics, dry_run=dry_run)
 
     def floor(self, topic: str, partition: int) -> int:
         """Return the offset below which every group that consumes a partition is done with it."""
@@ -460,6 +486,7 @@ class SqliteConsumer:
     def __init__(self, log: SqliteLog, database: Database, group: str, topics: tuple[str, ...]) -> None:
         self.group = group
         self.topics = topics
+        self.trouble: str | None = None
         self.assigned: tuple[tuple[str, int], ...] = ()
         self._log, self._database = log, database
         self._starts: Offsets = {}  # of the last batch of each partition
@@ -485,6 +512,9 @@ class SqliteConsumer:
         """Open the unit of work of a batch."""
         async with self._database.transaction():
             yield
+
+    def check(self, outputs: Sequence[Message]) -> None:
+        """Do nothing: what cannot be appended is refused then, and nothing of the unit lasts."""
 
     async def commit(self, progress: Progress) -> None:
         """Publish the outputs and advance the group, within the open unit."""

@@ -19,20 +19,31 @@ def build(platform: Platform) -> Service:
     """Return the service on an installation's log and database."""
     settings = Settings.from_config(platform.settings.table("profile"))
     stores: ProfileStores = SqliteStores(platform, Projection(settings).fold)
+
+    async def rows_come_in() -> bool:
+        return await platform.log.lag(ROWS_GROUP, ROW_TOPICS) > 0
+
     api = ProfileApi(stores, Policy(settings), platform.log, platform.peers)
     return Service(
         name=erasure.SERVICE,
         register=api.register,
         service_names=[service_pb2.DESCRIPTOR.services_by_name["ProfileService"].full_name],
         processors=[
-            Processor(ROWS_GROUP, ROW_TOPICS, stores.rows, decider.decide, decider.finish),
+            Processor(
+                ROWS_GROUP,
+                ROW_TOPICS,
+                stores.rows,
+                decider.decide,
+                decider.finish,
+                internal_topics=(topics.TOUCHED,),
+            ),
             Processor(
                 FOLD_GROUP,
                 (topics.TOUCHED,),
                 stores.documents,
                 documents.decide,
                 # While rows come in, the same profiles are touched over and over.
-                may_wait=lambda: platform.log.lag(ROWS_GROUP, ROW_TOPICS) > 0,
+                may_wait=rows_come_in,
             ),
             Processor(ERASURE_GROUP, (topics.ERASURES,), stores.erasures, erasure.decide),
         ],

@@ -59,7 +59,9 @@ class ProfileApi(service_pb2_grpc.ProfileServiceServicer):
                 "GetProfile: name a person by a kind and a value, such as email and ada@example.com"
             )
         resolved = await self._resolve(tenant, identifier)
-        freshness = self._stores.freshness(tenant)  # first: a commit in between must not make the document look newer
+        freshness = await self._stores.freshness(
+            tenant
+        )  # first: a commit in between must not make the document look newer
         profile = self._find(tenant, identifier, resolved)
         if resolved is not None:
             profile.aliases.extend(resolved.aliases)
@@ -140,7 +142,7 @@ class ProfileApi(service_pb2_grpc.ProfileServiceServicer):
     async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Context) -> pb.GetFreshnessResponse:
         """Tell what the profile store is current to."""
         del context
-        return pb.GetFreshnessResponse(freshness=self._stores.freshness(request.tenant))
+        return pb.GetFreshnessResponse(freshness=await self._stores.freshness(request.tenant))
 
     async def AwaitPosition(self, request: pb.AwaitPositionRequest, context: Context) -> pb.AwaitPositionResponse:
         """Wait until rows and documents have taken a position of `changes` and assignments into account."""

@@ -58,7 +58,7 @@ class ProfileStores(Protocol):
     def reader(self) -> ProfileReader:
         """See above."""
 
-    def freshness(self, tenant: str) -> common_pb2.StoreFreshness:
+    async def freshness(self, tenant: str) -> common_pb2.StoreFreshness:
         """Return what the documents of a tenant are current to."""
 
     async def reset(self) -> None:

@@ -90,9 +90,9 @@ class SqliteStores:
         self.erasures = SqliteErasures(self._log, self._database, platform.clock)
         self.reader = SqliteReader(self._database.reader)
 
-    def freshness(self, tenant: str) -> common_pb2.StoreFreshness:
+    async def freshness(self, tenant: str) -> common_pb2.StoreFreshness:
         """Return what the documents of a tenant are current to."""
-        return self._freshness.report(tenant, self._log, READ_BY)
+        return await self._freshness.report(tenant, self._log, READ_BY)
 
     async def reset(self) -> None:
         """Forget rows and documents; what was erased stays fenced off."""

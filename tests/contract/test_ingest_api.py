@@ -14,7 +14,7 @@ from headwater.common.v1 import events_pb2 as common_pb2, operations_pb2, operat
 from headwater.ingest.v1 import events_pb2, service_pb2, service_pb2_grpc
 from services.ingest.app import build
 from services.kernel import topics
-from services.kernel.log import Record, decode_token, key_of
+from services.kernel.log import Log, Record, decode_token, key_of
 from services.kernel.sqlite import Database
 from services.kernel.sqlite_log import SqliteLog
 from tests.conftest import Running, RunService
@@ -34,7 +34,7 @@ def stub(running: Running) -> Any:
     return service_pb2_grpc.IngestServiceStub(running.channel)
 
 
-async def records(log: SqliteLog, topic: str) -> list[Record]:
+async def records(log: Log, topic: str) -> list[Record]:
     """All records of a topic, partition by partition."""
     found = []
     for partition in range(log.partitions(topic)):
@@ -42,11 +42,11 @@ async def records(log: SqliteLog, topic: str) -> list[Record]:
     return found
 
 
-async def changes(log: SqliteLog) -> list[events_pb2.Change]:
+async def changes(log: Log) -> list[events_pb2.Change]:
     return [events_pb2.Change.FromString(record.value or b"") for record in await records(log, topics.CHANGES)]
 
 
-async def dead_letters(log: SqliteLog) -> list[common_pb2.DeadLetter]:
+async def dead_letters(log: Log) -> list[common_pb2.DeadLetter]:
     kind = common_pb2.DeadLetter.DESCRIPTOR.full_name
     letters = [record for record in await records(log, topics.DEAD_LETTERS) if record.type == kind]
     return [common_pb2.DeadLetter.FromString(record.value or b"") for record in letters]

@@ -41,7 +41,7 @@ def copied(batch: Batch, group: str = "g", topic: str = RATINGS) -> Progress:
     """What a batch leads to where each record is copied."""
     outputs = [Message(topic, record.key, record.value, "test", 1) for record in batch.records]
     tally = Tally(applied=len(batch.records))
-    return Progress(group, batch.topic, batch.partition, batch.next_offset, outputs, tally)
+    return Progress(group, batch.topic, batch.partition, batch.start, batch.next_offset, outputs, tally)
 
 
 async def copy_all(member: KafkaConsumer, lost: list[str]) -> None:

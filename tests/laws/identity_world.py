@@ -187,7 +187,13 @@ class World:
             self.outcomes.extend(processor.decide(work, record).outcome for record in batch)
             outputs = list(processor.finish(work))
             progress = Progress(
-                processor.name, batch[0].topic, batch[0].partition, batch[-1].offset + 1, outputs, Tally()
+                processor.name,
+                batch[0].topic,
+                batch[0].partition,
+                batch[0].offset,
+                batch[-1].offset + 1,
+                outputs,
+                Tally(),
             )
             await processor.store.save(work, progress)
         self._consume(outputs)

@@ -188,7 +188,7 @@ class World:
     def step(self, group: str, size: int) -> bool:
         """Let a processor take one batch of at most `size`; False when there was nothing to take."""
         loop = self.loops[group]
-        if not self.log.lag(group, loop.processor.topics):
+        if not self.runner.run(self.log.lag(group, loop.processor.topics)):
             return False
 
         async def take() -> None:

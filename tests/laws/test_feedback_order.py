@@ -61,7 +61,7 @@ class World:
         for processor in processors(self.answers, self.observations):
             consumer = self.log.consumer(processor.name, processor.topics)
             loop = ProcessorLoop(processor, self.log)
-            while self.log.lag(processor.name, processor.topics):
+            while await self.log.lag(processor.name, processor.topics):
                 await loop._handle(consumer, await consumer.poll(sizes(), 1 << 20))
             await consumer.close()
 
@@ -89,8 +89,8 @@ class World:
         async with self.database.transaction() as unit:
             await self.answers.reset()
             await self.observations.reset()
-            self.log.reset_group(unit, ANSWERS)
-            self.log.reset_group(unit, KPIS)
+            await self.log.reset_group(unit, ANSWERS)
+            await self.log.reset_group(unit, KPIS)
         await self.drive(sizes)
 
     async def differences(self) -> list[str]:

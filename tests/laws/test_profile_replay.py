@@ -20,11 +20,8 @@ async def state_of(world: World) -> tuple[str, list[tuple[str, int]], list[int]]
 async def drop_and_replay(world: World) -> None:
     [store] = world.service.stores
     assert store.seed is not None
-    async with world.database.transaction() as unit:
+    async with world.log.rebuilding(store.groups, store.internal_topics):
         await store.reset()
-        for group in store.groups:
-            world.log.reset_group(unit, group, skip_topics=store.internal_topics)
-        world.log.mute(unit, store.groups, store.internal_topics)
         for partition in range(world.log.partitions(topics.PROFILES)):
             await store.seed(await world.log.read(topics.PROFILES, partition, 0, max_records=10_000))
 
@@ -33,8 +30,7 @@ async def finish(world: World) -> None:
     [store] = world.service.stores
     assert store.reload is not None
     await store.reload()
-    async with world.database.transaction() as unit:
-        world.log.unmute(unit, store.groups)
+    await world.log.rebuilt(store.groups)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25)

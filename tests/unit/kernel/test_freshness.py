@@ -13,13 +13,13 @@ class Backlog:
     def __init__(self, lag: int = 0, oldest_ms: int | None = None, offsets: dict[str, Offsets] | None = None) -> None:
         self._lag, self._oldest_ms, self._offsets = lag, oldest_ms, offsets or {}
 
-    def lag(self, group: str, topics: Collection[str]) -> int:
+    async def lag(self, group: str, topics: Collection[str]) -> int:
         return self._lag
 
-    def oldest_pending_ms(self, group: str, topics: Collection[str]) -> int | None:
+    async def oldest_pending_ms(self, group: str, topics: Collection[str]) -> int | None:
         return self._oldest_ms
 
-    def positions_of(self, group: str, topics: Collection[str]) -> Offsets:
+    async def positions_of(self, group: str, topics: Collection[str]) -> Offsets:
         return self._offsets.get(group, {})
 
 
@@ -42,7 +42,7 @@ async def test_the_newest_event_and_heartbeat_of_each_source_count(database: Dat
     await save(database, table, ("crm", 5_000, "p5"), ("crm", 3_000, "p3"), ("web", 1_000, "w1"))
     await save(database, table, ("crm", 4_000, "p4"), ("crm", 9_000, "heartbeat"), ("web", 2_000, "w2"))
     await save(database, table, ("crm", 8_000, "heartbeat"))
-    report = table.report("", Backlog(), GROUPS)
+    report = await table.report("", Backlog(), GROUPS)
     assert [(s.source, s.as_of.ToMilliseconds(), s.position) for s in report.sources] == [
         ("crm", 9_000, "p5"), ("web", 2_000, "w2"),
     ]  # fmt: skip
@@ -53,7 +53,7 @@ async def test_the_newest_event_and_heartbeat_of_each_source_count(database: Dat
 async def test_what_waits_holds_it_back(database: Database) -> None:
     table = FreshnessTable(database, "graph")
     await save(database, table, ("crm", 9_000, "p9"), ("web", 4_000, "w4"))
-    report = table.report("", Backlog(lag=3, oldest_ms=6_000), GROUPS)
+    report = await table.report("", Backlog(lag=3, oldest_ms=6_000), GROUPS)
     assert report.behind == 3
     assert [s.as_of.ToMilliseconds() for s in report.sources] == [6_000, 4_000]
 
@@ -72,7 +72,7 @@ async def test_components_and_tenants_do_not_see_one_another(database: Database)
 async def test_applied_is_what_every_group_has_passed(database: Database) -> None:
     table = FreshnessTable(database, "graph")
     backlog = Backlog(offsets={"a": {("t", 0): 5, ("t", 1): 2}, "b": {("t", 0): 3}})
-    report = table.report("", backlog, {"a": ("t",), "b": ("t",)})
+    report = await table.report("", backlog, {"a": ("t",), "b": ("t",)})
     assert [(place.topic, place.partition, place.offset) for place in report.applied.offsets] == [
         ("t", 0, 3),
         ("t", 1, 2),

@@ -15,7 +15,6 @@ from services.kernel.hashing import state_hash
 from services.kernel.log import Message, Progress, Record, key_of, message_of
 from services.kernel.processor import APPLIED, Decision, Processor
 from services.kernel.service import Platform, ReadModel, Service
-from services.kernel.sqlite_retention import Retention
 from tests.conftest import Running, RunService
 
 
@@ -269,7 +268,7 @@ async def test_what_comes_in_while_stores_are_verified_is_published_once(toy: Ru
 
 async def test_the_balance_holds_after_an_erasure_and_a_rebuild(toy: Running) -> None:
     await fill(toy)
-    await Retention(toy.platform.log, toy.platform.database).erase(lambda record: record.key == key_of("", "k3"), ())
+    await toy.platform.log.erase(lambda record: record.key == key_of("", "k3"), ())
     for _ in range(2):  # the second time after a replay
         checks = {check.name: check for check in (await stub(toy).Verify(pb.VerifyRequest())).checks}
         assert checks["conservation toy"].ok, checks

@@ -79,7 +79,7 @@ async def test_every_input_takes_effect_once_and_is_tallied(database: Database, 
     await log.append([change(f"k{n % 3}") for n in range(300)] + [change("k0", "old")])
     await drain(log, Processor("g", (CHANGES,), store, count))
     assert store.read() == {b"k0": 100, b"k1": 100, b"k2": 100}
-    assert log.tallies("g") == (301, Tally(applied=300, superseded=1))
+    assert await log.tallies("g") == (301, Tally(applied=300, superseded=1))
 
 
 async def test_only_the_last_output_per_key_of_a_batch_goes_to_a_compacted_topic(
@@ -106,7 +106,7 @@ async def test_a_poisonous_record_becomes_a_dead_letter_and_the_others_go_on(
     await log.append([change("k", "poison" if n == position else "v") for n in range(20)])
     await drain(log, Processor("g", (CHANGES,), store, count))
     assert store.read() == {b"k": 19}
-    assert log.tallies("g") == (20, Tally(applied=19, dead_lettered=1))
+    assert await log.tallies("g") == (20, Tally(applied=19, dead_lettered=1))
     (letter,) = [events_pb2.DeadLetter.FromString(r.value or b"") for r in await log.read(DEAD_LETTERS, 0, 0)]
     assert (letter.stage, letter.topic, letter.offset, letter.value) == ("g", CHANGES, position, b"poison")
     assert letter.error == "ValueError: cannot be counted"
@@ -123,7 +123,7 @@ async def test_what_makes_a_whole_batch_fail_is_found_by_halving(database: Datab
     await log.append([change("bad" if n == 11 else "k") for n in range(20)])
     await drain(log, Processor("g", (CHANGES,), store, count))
     assert store.read() == {b"k": 19}
-    assert log.tallies("g") == (20, Tally(applied=19, dead_lettered=1))
+    assert await log.tallies("g") == (20, Tally(applied=19, dead_lettered=1))
 
 
 async def test_an_outage_of_the_store_is_waited_for(database: Database, log: SqliteLog) -> None:
@@ -170,7 +170,7 @@ async def test_what_has_left_the_log_counts_as_superseded(database: Database, lo
     await log.append([change("k", "poison" if n == 6 else "v") for n in range(10)])
     await Retention(log, database).erase(lambda record: record.offset in {0, 4, 5, 9}, ())
     await drain(log, Processor("g", (CHANGES,), Counts(database), count))
-    assert log.tallies("g") == (10, Tally(applied=5, superseded=4, dead_lettered=1))
+    assert await log.tallies("g") == (10, Tally(applied=5, superseded=4, dead_lettered=1))
 
 
 async def test_pausing_does_not_wait_for_an_outage_to_end(database: Database, log: SqliteLog) -> None:
@@ -200,21 +200,25 @@ async def test_a_value_that_a_statement_cannot_take_is_poison_and_no_outage(data
 
     await log.append([change("{}"), change("{"), change("{}")])
     await drain(log, Processor("g", (CHANGES,), Strict(database), lambda _state, _record: APPLIED))
-    assert log.tallies("g") == (3, Tally(applied=2, dead_lettered=1))
+    assert await log.tallies("g") == (3, Tally(applied=2, dead_lettered=1))
 
 
 async def test_inputs_gather_while_nobody_asks_and_not_longer(database: Database, log: SqliteLog) -> None:
     waiting = True
-    processor = Processor("g", (CHANGES,), Counts(database), count, may_wait=lambda: waiting)
+
+    async def may_wait() -> bool:
+        return waiting
+
+    processor = Processor("g", (CHANGES,), Counts(database), count, may_wait=may_wait)
     loop = ProcessorLoop(processor, log)
     task = asyncio.create_task(loop.run())
     await asyncio.sleep(0.05)
     await log.append([change("k") for _ in range(10)])
     await asyncio.sleep(0.05)
-    assert log.tallies("g")[0] == 0
+    assert (await log.tallies("g"))[0] == 0
     waiting = False
     assert await log.wait_committed(["g"], await log.append([change("k")]), 10)
-    assert log.tallies("g")[0] == 11
+    assert (await log.tallies("g"))[0] == 11
     await loop.pause()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
