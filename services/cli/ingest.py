@@ -39,8 +39,9 @@ def add_to(group: click.Group) -> None:
     @click.option("--wait/--no-wait", default=True, help="Wait until everything is processed.")
     async def ingest(session: Session, files: Sequence[str], source: str, format_: str, *, wait: bool) -> None:
         """Take change events (one a line) or documents from FILES; - is standard input. Prints the balance."""
-        from headwater.common.v1 import operations_pb2 as pb, operations_pb2_grpc
+        from headwater.common.v1 import operations_pb2 as pb
         from headwater.ingest.v1 import service_pb2_grpc
+        from services.cli.cluster import operations_of
         from services.ingest.client import push_file
 
         async with session.channel() as channel:
@@ -57,7 +58,7 @@ def add_to(group: click.Group) -> None:
                     results[name] = await push_file(stub, name, source, format_, tell)
             if wait:
                 await until_processed(session, channel)
-            balance = await operations_pb2_grpc.OperationsServiceStub(channel).GetBalance(pb.GetBalanceRequest())
+            balance = await operations_of(channel).GetBalance(pb.GetBalanceRequest())
             parked = await jobs_of(channel, limit=PARKED_SHOWN)
         _show(session, results, balance, parked.jobs)
         if any(totals.dead_lettered or totals.refused for totals in results.values()):
@@ -108,9 +109,10 @@ async def until_processed(session: Session, channel: Any) -> None:
 
     Documents that are parked wait for a person, not for us.
     """
-    from headwater.common.v1 import operations_pb2 as pb, operations_pb2_grpc
+    from headwater.common.v1 import operations_pb2 as pb
+    from services.cli.cluster import operations_of
 
-    operations = operations_pb2_grpc.OperationsServiceStub(channel)
+    operations = operations_of(channel)
     columns = (TextColumn("processing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=session.progress, transient=True, disable=session.as_json) as progress:
         task = progress.add_task("processing", total=None)

@@ -121,6 +121,6 @@ def _add_dead_letters(group: click.Group) -> None:
 
 
 def _stub(channel: Any) -> Any:
-    from headwater.common.v1 import operations_pb2_grpc
+    from services.cli.cluster import operations_of
 
-    return operations_pb2_grpc.OperationsServiceStub(channel)
+    return operations_of(channel)

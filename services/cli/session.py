@@ -1,7 +1,8 @@
 """How a command reaches the services, and how it answers: shared by all commands.
 
-A command talks gRPC: to the server that `--address` names, else to the process that serves the data folder, else to the
-services started for the length of the command.
+A command talks gRPC: to the server that `--address` names, else to the services of the cluster that [peers] of the
+configuration names, else to the process that serves the data folder, else to the services started for the length of
+the command.
 """
 
 import asyncio
@@ -59,8 +60,21 @@ class Session:
         from services.embedded import ephemeral, installation, running_address
         from services.kernel.service import CHANNEL_OPTIONS
 
-        address = self.address or running_address(self.settings.data)
+        peers = {} if self.address else self.settings.table("peers")
+        address = self.address or (", ".join(map(str, peers.values())) or running_address(self.settings.data))
         async with contextlib.AsyncExitStack() as stack:
+            if peers:
+                from services.cli.cluster import ClusterChannel
+
+                channels = {
+                    name: await stack.enter_async_context(grpc.aio.insecure_channel(at, options=CHANNEL_OPTIONS))
+                    for name, at in peers.items()
+                }
+                try:
+                    yield ClusterChannel(channels)
+                except grpc.aio.AioRpcError as error:
+                    raise from_rpc(error, address or "") from error
+                return
             if address is None:
                 runtime = await stack.enter_async_context(installation(ephemeral(self.settings)))
                 address = runtime.address

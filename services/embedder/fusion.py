@@ -8,7 +8,7 @@ so the more of the query's words are such, the more words count. Measured in doc
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from services.embedder.query import WordQuery
 
@@ -17,14 +17,34 @@ _FAIR_SHARE = 0.4
 _CODES_TO_WORDS = 0.5  # the part of the vectors' weight that a query of codes alone gives to words
 NEAR_DUPLICATE = 0.96  # cosine of two chunks of a document that say the same
 
+Name = TypeVar("Name", int, tuple[str, int])
+"""What a chunk is called: equal scores are put in the order of names, which every engine must know alike."""
 
-class Scored(NamedTuple):
+
+class Scored(NamedTuple, Generic[Name]):
     """A chunk with its fused score, and the parts that it is made of."""
 
-    chunk: int
+    chunk: Name
     score: float
     cosine: float
     bm25: float
+
+
+class Scale(NamedTuple):
+    """How the parts of a score are put together, for one query.
+
+    Attributes:
+        share: what the cosine counts, 0 to 1; the words count the rest.
+        top: the BM25 score that counts as 1.
+    """
+
+    share: float
+    top: float
+
+    def score(self, cosine: float, bm25: float) -> float:
+        """Return the fused score of a chunk."""
+        # Rounded, so that the last bits of a sum, which depend on the machine, do not decide.
+        return round(self.share * min(1.0, max(0.0, cosine)) + (1 - self.share) * bm25 / self.top, 6)
 
 
 def ceiling(bm25_best: float, terms: int, chunks: int) -> float:
@@ -38,26 +58,35 @@ def ceiling(bm25_best: float, terms: int, chunks: int) -> float:
     return max(bm25_best, _FAIR_SHARE * terms * math.log1p(chunks), 1e-9)
 
 
+def scale(bm25_best: float, query: WordQuery, *, weight: float, chunks: int) -> Scale:
+    """Return how the parts of the scores of a query are put together.
+
+    Args:
+        bm25_best: the best score by words that was found.
+        query: what was looked for.
+        weight: the share of the cosine for a query in plain words, 0 to 1; 0 when nothing has a cosine.
+        chunks: how many chunks there are.
+    """
+    return Scale(weight * (1 - _CODES_TO_WORDS * query.codes), ceiling(bm25_best, query.terms, chunks))
+
+
 def fused(
-    cosines: Mapping[int, float], bm25: Mapping[int, float], query: WordQuery, *, weight: float, chunks: int
-) -> list[Scored]:
+    cosines: Mapping[Name, float], bm25: Mapping[Name, float], query: WordQuery, *, weight: float, chunks: int
+) -> list[Scored[Name]]:
     """Return all candidates, best first.
 
     Args:
         cosines: of every candidate that has a vector.
-        bm25: of those that were found by words; higher is better.
+        bm25: of those that hold a word of the query; higher is better.
         query: what was looked for.
         weight: the share of the cosine for a query in plain words, 0 to 1. With no cosines at all, words count alone.
         chunks: how many chunks there are.
     """
-    share = weight * (1 - _CODES_TO_WORDS * query.codes) if cosines else 0.0
-    top = ceiling(max(bm25.values(), default=0.0), query.terms, chunks)
+    by = scale(max(bm25.values(), default=0.0), query, weight=weight if cosines else 0.0, chunks=chunks)
     scored = []
     for chunk in cosines.keys() | bm25.keys():
         cosine, words = cosines.get(chunk, 0.0), bm25.get(chunk, 0.0)
-        score = share * min(1.0, max(0.0, cosine)) + (1 - share) * words / top
-        # Rounded, so that the last bits of a sum, which depend on the machine, do not decide.
-        scored.append(Scored(chunk, round(score, 6), round(cosine, 6), round(words, 6)))
+        scored.append(Scored(chunk, by.score(cosine, words), round(cosine, 6), round(words, 6)))
     return sorted(scored, key=lambda hit: (-hit.score, hit.chunk))
 
 

@@ -1,11 +1,13 @@
 """A query in plain words as a full-text expression: stop words dropped, everything quoted, phrases rewarded. Pure."""
 
+import functools
 import itertools
-import re
 from typing import NamedTuple
 
-_WORD = re.compile(r"[^\W_]+")
+from services.embedder.lexical import FOLDING, Phrase, Tokenizer
+
 TERMS_MAX = 32
+WORD_MAX = 100  # characters; engines bound the length of a term, and nobody looks for longer ones
 
 STOP_WORDS = frozenset(
     """
@@ -27,11 +29,13 @@ class WordQuery(NamedTuple):
         expression: in the language of FTS5; empty when there is nothing to look for.
         terms: how many different words are looked for.
         codes: the share of them that hold a digit: flight numbers, product codes, amounts.
+        phrases: the same as the expression, as the tokens that are looked for: words, and pairs of words.
     """
 
     expression: str
     terms: int
     codes: float
+    phrases: tuple[Phrase, ...] = ()
 
 
 def word_query(text: str) -> WordQuery:
@@ -39,15 +43,27 @@ def word_query(text: str) -> WordQuery:
 
     Whatever the user wrote becomes quoted words, so that nothing of it is an operator.
     """
-    words = [word.lower() for word in _WORD.findall(text)]
+    folding, stemming = _tokenizers()
+    words = [word for word in folding.tokens("", text).text if len(word) <= WORD_MAX]
     kept = [word for word in words if word not in STOP_WORDS]
     pairs = [
-        f"{one} {other}"
+        (one, other)
         for one, other in itertools.pairwise(words)
         if one not in STOP_WORDS and other not in STOP_WORDS
     ]
     # Nothing but stop words, such as "the who", is still a query.
     terms = list(dict.fromkeys(kept or words))[:TERMS_MAX]
-    phrases = list(dict.fromkeys(pairs))[:TERMS_MAX]
+    asked = [*((term,) for term in terms), *list(dict.fromkeys(pairs))[:TERMS_MAX]]
     codes = sum(any(letter.isdigit() for letter in term) for term in terms) / max(1, len(terms))
-    return WordQuery(" OR ".join(f'"{phrase}"' for phrase in (*terms, *phrases)), len(terms), codes)
+    stem = dict(zip(words, stemming.tokens("", " ".join(words)).text, strict=True))
+    return WordQuery(
+        " OR ".join(f'"{" ".join(phrase)}"' for phrase in asked),
+        len(terms),
+        codes,
+        tuple(tuple(stem[word] for word in phrase) for phrase in asked),
+    )
+
+
+@functools.cache
+def _tokenizers() -> tuple[Tokenizer, Tokenizer]:
+    return Tokenizer(FOLDING), Tokenizer()

@@ -17,6 +17,19 @@ _FLOAT_BYTES = 4
 _GATHER_SHARE = 0.25
 
 
+def cosines(query: Vector, vectors: Sequence[Vector]) -> list[float]:
+    """Return the cosines of vectors of length 1 to another one, the same on every engine.
+
+    Engines compute in 32 bits, and in an order of their own: what they return finds candidates, this ranks them.
+    """
+    import numpy as np
+
+    if not vectors:
+        return []
+    exact: list[float] = (np.stack(vectors).astype(np.float64) @ query.astype(np.float64)).tolist()
+    return exact
+
+
 class Entry(NamedTuple):
     """A chunk in the index: its id, the group of readers who may find it, and its vector as float32 bytes."""
 
@@ -124,15 +137,6 @@ class VectorIndex:
             best = best[np.argsort(-scores[best], kind="stable")]
             chosen = best if rows is None else rows[best]
             return list(zip(self._chunks[chosen].tolist(), scores[best].tolist(), strict=True))
-
-    def cosines(self, query: Vector, chunks: Sequence[int]) -> dict[int, float]:
-        """Return the cosines of chunks to a vector of length 1; unknown ones are left out."""
-        with self._lock:
-            known = [chunk for chunk in chunks if chunk in self._row_of]
-            if not known:
-                return {}
-            rows = [self._row_of[chunk] for chunk in known]
-            return dict(zip(known, (self._matrix[rows] @ query).tolist(), strict=True))
 
     def vectors(self, chunks: Sequence[int]) -> Mapping[int, Vector]:
         """Return the vectors of chunks; unknown ones are left out."""

@@ -118,11 +118,20 @@ class Answer:
 
     @property
     def words(self) -> str:
-        """Which words of it are to be classified: the digest of the newest rating with a text, else of the turn."""
+        """Which words of it are to be classified: the digest of the newest rating with a text, else of the turn.
+
+        Empty when there are none, or when a classification of them, or of words that go before them, has come.
+        """
         written = [(rating.rated_ms, rating.digest) for rating in self.ratings.values() if rating.has_text]
         if written:
-            return max(written)[1]
-        return self.turn.digest if self.turn is not None else ""
+            kind, (written_ms, digest) = events_pb2.WORDS_RATING, max(written)
+        elif self.turn is not None:
+            kind, written_ms, digest = events_pb2.WORDS_QUESTION, self.turn.asked_ms, self.turn.digest
+        else:
+            return ""
+        if self.classified is not None and self.classified.order[:2] >= (kind, written_ms):
+            return ""
+        return digest
 
 
 def answer_key(tenant: str, answer_id: str) -> Key:

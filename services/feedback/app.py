@@ -21,6 +21,7 @@ from services.feedback.settings import Settings
 from services.feedback.sqlite_jobs import SqliteJobs
 from services.feedback.sqlite_kpis import SqliteObservations
 from services.feedback.sqlite_store import SqliteAnswers
+from services.feedback.sqlite_tables import positions
 from services.kernel import topics
 from services.kernel.hashing import state_hash
 from services.kernel.processor import Processor
@@ -40,10 +41,10 @@ def build(platform: Platform) -> Service:
     jobs = SqliteJobs(database, NAME) if _classifies(settings) else None
     answers = SqliteAnswers(database, settings.event_time, jobs)
     observations = SqliteObservations(database, settings)
-    models, exporter = Models(database), Exporter(database, ANSWERS)
+    models, exporter = Models(database), Exporter(database, ANSWERS, in_cluster=_in_cluster(platform))
     eraser = Eraser(platform, exporter, models, KPIS)
     answers.on_erased = eraser.wake
-    classifier = Classifier(platform, jobs, models) if jobs is not None else None
+    classifier = Classifier(platform, jobs, models, ANSWERS) if jobs is not None else None
     background: list[Work] = [eraser.run]
     if classifier is not None:
         background.append(classifier.run)
@@ -78,9 +79,13 @@ def build(platform: Platform) -> Service:
 def processors(answers: SqliteAnswers, observations: SqliteObservations) -> Sequence[Processor[Any]]:
     """The two consumer groups: events to answers, answers to KPIs."""
     return (
-        Processor(ANSWERS, INPUTS, answers, decider.decide, decider.finish),
+        Processor(ANSWERS, INPUTS, answers, decider.decide, decider.finish, internal_topics=(topics.ANSWERS_TOUCHED,)),
         Processor(KPIS, (topics.ANSWERS_TOUCHED,), observations, projection.decide, projection.finish),
     )
+
+
+def _in_cluster(platform: Platform) -> bool:
+    return bool(platform.settings.table("kafka"))
 
 
 def _classifies(settings: Settings) -> bool:
@@ -118,10 +123,9 @@ async def reconcile(
     """Check that the KPIs in the table are those that follow from the log; for an installation that stands still."""
     with platform.database.snapshot() as connection:
         table: KpiTable = observations.table(connection)
-        rows = connection.execute("SELECT topic, partition, next_offset FROM log_groups WHERE name=?", (ANSWERS,))
-        positions = {(topic, partition): offset for topic, partition, offset in rows}
+        reached = positions(connection, ANSWERS, in_cluster=_in_cluster(platform))
         erased = list(answers.erased_turns(connection))
-    found = differences(table, await recomputed(platform.log, positions, settings, erased))
+    found = differences(table, await recomputed(platform.log, reached, settings, erased))
     detail = f"{len(table)} KPIs in the table, the same from the log"
     if found:
         detail = f"{len(found)} KPIs differ: " + "; ".join(found[:DIFFERENCES_SHOWN])

@@ -1,4 +1,7 @@
-"""The background work of classification: texts become `feedback.classified`, and ratings become a better model."""
+"""The background work of classification: texts become `feedback.classified`, and ratings become a better model.
+
+While the answers are taken in again from the log, nothing is classified: what was, is in the log and comes in, too.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -24,6 +27,7 @@ EXAMPLES_MAX = 5_000
 GROWTH = 1.25  # a model is trained anew when there are so many times the examples
 PAUSE_S = 30.0  # between two looks at whether there are
 QUIET_CHECK_S = 0.02
+REPLAY_CHECK_S = 0.2
 
 SCHEMA = (
     """CREATE TABLE feedback_models (
@@ -104,10 +108,10 @@ class Models:
 class Classifier:
     """Does the jobs of classification."""
 
-    def __init__(self, platform: Platform, jobs: SqliteJobs, models: Models) -> None:
-        """Wire it; `run` does the work."""
-        self._database, self._clock = platform.database, platform.clock
-        self._jobs, self._models = jobs, models
+    def __init__(self, platform: Platform, jobs: SqliteJobs, models: Models, answers_group: str) -> None:
+        """Wire it; `run` does the work. `answers_group` is the consumer group that takes in what was said."""
+        self._log, self._database, self._clock = platform.log, platform.database, platform.clock
+        self._jobs, self._models, self._answers_group = jobs, models, answers_group
         policy = RetryPolicy(slots=1, batch_size=BATCH)
         self._runner = Runner(jobs, self._work, policy, clock=platform.clock)
         jobs.on_new = self._runner.wake
@@ -117,11 +121,16 @@ class Classifier:
         await self._runner.run()
 
     async def settled(self) -> None:
-        """Wait until no job is due and none runs."""
-        while self._runner.scheduler.running or not self._jobs.is_quiet(self._clock()):  # noqa: ASYNC110 - time passes
+        """Wait until no job is due and none runs; while the answers are taken in again, they all wait."""
+        while not self._is_replay() and (self._runner.scheduler.running or not self._jobs.is_quiet(self._clock())):
             await asyncio.sleep(QUIET_CHECK_S)
 
+    def _is_replay(self) -> bool:
+        return self._log.is_muted(self._answers_group)
+
     async def _work(self, jobs: Sequence[Job]) -> None:
+        while self._is_replay():  # noqa: ASYNC110 - the log tells nobody of its end
+            await asyncio.sleep(REPLAY_CHECK_S)
         texts = {(*text.key, text.words): text for text in self._jobs.texts(jobs)}
         models = {text.key.tenant: self._models.model(text.key.tenant) for text in texts.values()}
         # In slices, so that nobody waits for the interpreter while a long batch is judged.

@@ -36,6 +36,8 @@ class Eraser:
         self._log, self._database, self._clock = platform.log, platform.database, platform.clock
         self._exporter, self._models, self._kpi_group = exporter, models, kpi_group
         self._woken = asyncio.Event()
+        self._acknowledged: set[str] = set()
+        self._seen = 0  # of `erasures.done`
 
     def wake(self) -> None:
         """An erasure, or something that was erased, has come in."""
@@ -74,9 +76,19 @@ class Eraser:
         )
         answer.done_at.FromMilliseconds(int(self._clock() * 1000))
         message = acknowledgement(request, answer)._replace(event_id=f"{SERVICE}:{request.erasure_id}#done")
+        told = await self._is_acknowledged(request.erasure_id)
         async with self._database.transaction(durable=True) as unit:
-            unit.emit([message])
+            if not told:
+                unit.emit([message])
             unit.execute("UPDATE feedback_erasures SET done=1 WHERE erasure_id=?", (request.erasure_id,))
+
+    async def _is_acknowledged(self, erasure_id: str) -> bool:
+        """Tell whether the log has our answer already: whose database was lost takes in every request again."""
+        while records := await self._log.read(topics.ERASURES_DONE, 0, self._seen):
+            self._seen = records[-1].offset + 1
+            answers = (events_pb2.ErasureDone.FromString(record.value) for record in records if record.value)
+            self._acknowledged.update(answer.erasure_id for answer in answers if answer.service == SERVICE)
+        return erasure_id in self._acknowledged
 
     def _remaining(self, request: events_pb2.ErasureRequested, related: Collection[str]) -> dict[str, int]:
         """Search the tables for the subject, and for what belonged to it."""

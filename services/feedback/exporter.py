@@ -5,7 +5,6 @@ before it is on the disk.
 """
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncGenerator, Collection, Generator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import structlog
 from headwater.common.v1 import common_pb2
 from services.feedback.export import Step, Target, days, export
 from services.feedback.formats import WRITERS, answer_ids
+from services.feedback.sqlite_tables import positions
 from services.kernel.errors import UnavailableError
 from services.kernel.log import position_of
 from services.kernel.sqlite import Database
@@ -30,9 +30,9 @@ log = structlog.get_logger(__name__)
 class Exporter:
     """Runs exports, and finds and renews what they wrote."""
 
-    def __init__(self, database: Database, group: str) -> None:
+    def __init__(self, database: Database, group: str, *, in_cluster: bool) -> None:
         """Make the table; `group` is the consumer group whose position is that of an export."""
-        self._database, self._group = database, group
+        self._database, self._group, self._in_cluster = database, group, in_cluster
         self._turn = asyncio.Lock()
         database.migrate("feedback.exports", SCHEMA)
 
@@ -48,7 +48,7 @@ class Exporter:
         async with self._turn:
             with self._database.snapshot() as connection:
                 files = [target.file(day) for day in days(connection, target.tenant)]
-                position = _position(connection, self._group)
+                position = position_of(positions(connection, self._group, in_cluster=self._in_cluster))
                 await self._record(target, files)
                 steps = export(connection, target)
                 last = Step(0, ())
@@ -128,9 +128,3 @@ async def _in_thread(steps: Generator[Step]) -> Step | None:
     except asyncio.CancelledError:
         await asyncio.wait([pull])
         raise
-
-
-def _position(connection: sqlite3.Connection, group: str) -> common_pb2.Position:
-    """How far a group was when a snapshot was taken."""
-    rows = connection.execute("SELECT topic, partition, next_offset FROM log_groups WHERE name=?", (group,))
-    return position_of({(topic, partition): offset for topic, partition, offset in rows})

@@ -39,16 +39,20 @@ class SqliteJobs:
         """Ask, in the open unit of work, that texts be classified.
 
         Args:
-            words: of answers, the digests of the words that count now; older ones need no classification any more.
+            words: of answers, the digests of the words that are to be classified, empty where there are none; others
+                need no classification any more.
             gone: what was removed: nothing stays of its jobs.
         """
         unit = self._database.unit
-        current = [(*key, digest) for key, digest in words.items() if digest]
+        current = [(*key, digest) for key, digest in words.items()]
         unit.executemany("DELETE FROM feedback_jobs WHERE tenant=? AND subject=?", [(*key,) for key in gone])
         unit.executemany(
             f"UPDATE feedback_jobs SET state='done' WHERE tenant=? AND subject=? AND words<>? AND {_WAITS}", current
         )
-        new = unit.executemany("INSERT OR IGNORE INTO feedback_jobs VALUES (?, ?, ?, 'pending', 0, 0, '')", current)
+        new = unit.executemany(
+            "INSERT OR IGNORE INTO feedback_jobs VALUES (?, ?, ?, 'pending', 0, 0, '')",
+            [job for job in current if job[2]],
+        )
         if new.rowcount > 0:
             unit.on_commit.append(self.on_new)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import orjson
 
 from services.feedback.answers import Answer, Classified, Key, Rating, Turn
+from services.kernel.log import Offsets
 
 SCHEMA = (
     """CREATE TABLE feedback_turns (
@@ -47,6 +48,19 @@ SCHEMA = (
 )
 TURN_COLUMNS = ", ".join(Turn._fields)
 _BY_KEY = "FROM json_each(?) AS k CROSS JOIN {0} AS t ON t.tenant=k.value->>0 AND t.subject=k.value->>1"
+
+
+def positions(connection: sqlite3.Connection, group: str, *, in_cluster: bool) -> Offsets:
+    """Return how far a group was when a snapshot of the database was taken.
+
+    Args:
+        connection: the snapshot.
+        group: the consumer group.
+        in_cluster: whether the log is elsewhere, so that the database has only a ledger of it.
+    """
+    table = "ledger" if in_cluster else "log_groups"
+    rows = connection.execute(f"SELECT topic, partition, next_offset FROM {table} WHERE name=?", (group,))
+    return {(topic, partition): offset for topic, partition, offset in rows}
 
 
 def known_answers(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[Key, Answer]:

@@ -22,22 +22,33 @@ endpoint = "http://127.0.0.1:9000"  # by default Amazon's
 access_key = "…"                 # by default what AWS_ACCESS_KEY_ID and its like say
 secret_key = "…"
 
+[[ingest.topics]]                # topics of Kafka into which replicators write
+pattern = '(__debezium-heartbeat\\.)?crm(\\..*)?'  # what a topic's whole name matches; or names = ["…"]
+bootstrap_servers = "127.0.0.1:9092"  # by default the cluster of [kafka]; beside it the security settings of [kafka]
+format = "auto"
+source = ""                      # by default what the events call it
+tenant = ""
+
 [ingest.schema_registry]         # where the schemas of Avro records are
 url = "http://127.0.0.1:8081"
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from services.ingest.decoders.detect import FORMATS
 from services.ingest.s3_signing import Credentials
 from services.kernel.errors import InvalidInputError
-from services.kernel.log import DEFAULT_TENANT
+from services.kernel.kafka_settings import KafkaSettings
+from services.kernel.log import DEFAULT_TENANT, SEPARATOR
 from services.kernel.settings import DOCUMENT_BYTES, DOCUMENT_BYTES_MAX, Section
 
 RESCAN_S_MIN = 0.1
+TOPIC_FORMATS = tuple(name for name in FORMATS if name != "kcat")  # that is for records outside of Kafka
 _CREDENTIALS = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
 
 
@@ -101,6 +112,50 @@ class BucketSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TopicsSettings:
+    """Topics of Kafka that others write.
+
+    Attributes:
+        names: the topics.
+        pattern: a regular expression that the whole name of a topic matches, also of one that appears later.
+        format: the format of the values; `auto` recognises it.
+        source: the source's name; empty takes the one in the events.
+        tenant: whose changes they are; empty means the default tenant.
+        bootstrap_servers: the cluster, host:port, several separated by commas; empty is that of [kafka].
+        security_protocol, ssl_cafile, ssl_certfile, ssl_keyfile, ssl_password: as in [kafka].
+        sasl_mechanism, sasl_username, sasl_password: as in [kafka].
+    """
+
+    names: tuple[str, ...] = ()
+    pattern: str = ""
+    format: str = "auto"
+    source: str = ""
+    tenant: str = ""
+    bootstrap_servers: str = ""
+    security_protocol: str = "PLAINTEXT"
+    ssl_cafile: str = ""
+    ssl_certfile: str = ""
+    ssl_keyfile: str = ""
+    ssl_password: str = field(default="", repr=False)
+    sasl_mechanism: str = "SCRAM-SHA-512"
+    sasl_username: str = ""
+    sasl_password: str = field(default="", repr=False)
+
+    def takes(self, topic: str) -> bool:
+        """Whether a topic is one of these."""
+        return topic in self.names or (self.pattern != "" and re.fullmatch(self.pattern, topic) is not None)
+
+    def cluster(self) -> KafkaSettings | None:
+        """The cluster; None for that of [kafka]."""
+        if not self.bootstrap_servers:
+            return None
+        return KafkaSettings(**{name: getattr(self, name) for name in _CONNECTION})
+
+
+_CONNECTION = tuple(each.name for each in fields(KafkaSettings) if each.name not in ("prefix", "replication"))
+
+
+@dataclass(frozen=True, slots=True)
 class SchemaRegistrySettings:
     """A schema registry with Confluent's HTTP API.
 
@@ -125,6 +180,7 @@ class Settings:
         keys: key columns by `source/entity` or `entity`, for events that come without their key.
         folders: watched folders.
         buckets: watched buckets.
+        topics: topics of Kafka that others write; where several take a topic, the first does.
         schema_registry: where the schemas of Avro records are.
     """
 
@@ -134,6 +190,7 @@ class Settings:
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folders: tuple[FolderSettings, ...] = ()
     buckets: tuple[BucketSettings, ...] = ()
+    topics: tuple[TopicsSettings, ...] = ()
     schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
 
     @classmethod
@@ -148,6 +205,7 @@ class Settings:
             keys={entity: keys.texts(entity, least=1) for entity in keys.values},
             folders=_folders(read),
             buckets=_buckets(read),
+            topics=tuple(map(_topics, read.sections("topics", TopicsSettings()))),
             schema_registry=_schema_registry(read.section("schema_registry", SchemaRegistrySettings())),
         )
 
@@ -185,6 +243,37 @@ def _bucket(read: Section) -> BucketSettings:
         access=read.texts("access"),
         include=read.texts("include", least=1),
         exclude=read.texts("exclude"),
+    )
+
+
+def _topics(read: Section) -> TopicsSettings:
+    names, pattern = read.texts("names"), read.text("pattern")
+    if not names and not pattern:
+        raise read.refusal("pattern", "is missing: name the topics by it, or by names")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise read.refusal("pattern", f"is not a regular expression ({error})") from error
+    tenant = read.text("tenant")
+    if SEPARATOR in tenant:
+        raise read.refusal("tenant", "must not hold the character U+001F")
+    given = {name: read.values[name] for name in _CONNECTION if name in read.values}
+    if given.get("bootstrap_servers", "") == "" and len(given) > len(given.keys() & {"bootstrap_servers"}):
+        raise read.refusal("bootstrap_servers", "is missing, and only with it the other settings of a cluster count")
+    connection: dict[str, Any] = {}
+    if given.get("bootstrap_servers", "") != "":
+        try:
+            cluster = KafkaSettings.from_config(given)
+        except InvalidInputError as error:
+            raise InvalidInputError(str(error).replace("[kafka]", read.where)) from error
+        connection = {name: getattr(cluster, name) for name in _CONNECTION}
+    return TopicsSettings(
+        names=names,
+        pattern=pattern,
+        format=read.choice("format", TOPIC_FORMATS),
+        source=read.text("source"),
+        tenant=tenant or DEFAULT_TENANT,
+        **connection,
     )
 
 

@@ -95,7 +95,7 @@ class LocalLedger:
                 progress.start,
                 progress.next_offset,
                 encode_messages(progress.outputs),
-                orjson.dumps(progress.tally).decode(),
+                orjson.dumps([*progress.tally]).decode(),
             ),
         )
 

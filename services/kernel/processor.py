@@ -193,6 +193,8 @@ class ProcessorLoop(Generic[S]):
             self._failing = None
             log.info("processor.partition_lost", group=self.processor.name, error=str(error))
         except _PoisonError as poison:
+            if not batch.records:
+                raise poison.cause from None  # no record is to blame: the loop starts anew, ever more slowly
             await self._isolate(consumer, batch, poison)
 
     async def _until_available(self, work: Callable[[], Awaitable[None]]) -> None:

@@ -38,6 +38,8 @@ def configure_logging(level: str = "INFO", *, as_json: bool = False) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    # It tells of every attempt to reach a broker: what that comes to is told by who uses it.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
 
 

@@ -39,6 +39,7 @@ class RagGatewayApi(service_pb2_grpc.RagGatewayServiceServicer):
         del context
         if not request.conversation_id:
             raise InvalidInputError("GetConversation: name the conversation by its conversation_id")
-        response = pb.GetConversationResponse(turns=self._conversations.turns(request.tenant, request.conversation_id))
+        turns = await self._conversations.turns(request.tenant, request.conversation_id)
+        response = pb.GetConversationResponse(turns=turns)
         response.read_at.GetCurrentTime()
         return response

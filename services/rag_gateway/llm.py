@@ -4,13 +4,13 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from headwater.rag_gateway.v1 import service_pb2
 from services.kernel.errors import DeadlineError, OverloadedError, UnavailableError
+from services.kernel.retry_after import retry_after_s
 from services.rag_gateway.ports import Finished, Piece, Words
 from services.rag_gateway.settings import LlmSettings
 
@@ -70,8 +70,9 @@ class OpenAiModel:
     async def _opened(self, messages: Sequence[service_pb2.PromptMessage], deadline: float) -> "aiohttp.ClientResponse":
         """The response once the endpoint accepts; one that asks to come back later is asked once more, if in time."""
         response = await self._post(messages)
-        if response.status in _LATER and (wait_s := _retry_after_s(response)) is not None:
+        if response.status in _LATER and (asked_s := retry_after_s(response.headers, time.time())) is not None:
             response.release()
+            wait_s = max(0.0, asked_s)
             if time.monotonic() + wait_s >= deadline:
                 raise OverloadedError(
                     f"{self._url} asks to come back in {wait_s:g} s, which is later than the deadline"
@@ -154,17 +155,6 @@ def _document(data: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UnavailableError(f"the endpoint sent something that is no JSON object: {data[:80]!r}")
     return document
-
-
-def _retry_after_s(response: "aiohttp.ClientResponse") -> float | None:
-    """How long to wait, in seconds, where the endpoint says so, as a number or as a date."""
-    said = response.headers.get("retry-after", "").strip()
-    if said.replace(".", "", 1).isdecimal():
-        return float(said)
-    try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def _authorization(variable: str) -> dict[str, str]:

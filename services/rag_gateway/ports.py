@@ -58,5 +58,11 @@ class LanguageModel(Protocol):
 class Conversations(Protocol):
     """The read model of conversations."""
 
-    def turns(self, tenant: str, conversation_id: str, *, last: int | None = None) -> list[events_pb2.TurnCompleted]:
-        """The turns of a conversation, oldest first; only the last few where `last` is given."""
+    async def turns(
+        self, tenant: str, conversation_id: str, *, last: int | None = None
+    ) -> list[events_pb2.TurnCompleted]:
+        """The turns of a conversation, oldest first; only the last few where `last` is given.
+
+        Raises:
+            UnavailableError: the store cannot be reached.
+        """

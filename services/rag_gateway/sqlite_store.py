@@ -63,7 +63,9 @@ class SqliteTurns:
         del progress
         insert(self._database.writer, state.new.values())
 
-    def turns(self, tenant: str, conversation_id: str, *, last: int | None = None) -> list[events_pb2.TurnCompleted]:
+    async def turns(
+        self, tenant: str, conversation_id: str, *, last: int | None = None
+    ) -> list[events_pb2.TurnCompleted]:
         """The turns of a conversation, oldest first; only the last few where `last` is given."""
         rows = self._database.reader.execute(
             """SELECT content FROM gateway_turns WHERE tenant=? AND conversation_id=?

@@ -64,6 +64,11 @@ def from_base64(text: str) -> bytes:
         raise DecodeError(f"the value is neither JSON nor base64 ({error})", _CURE) from error
 
 
+def to_base64(content: bytes) -> str:
+    """Bytes as base64 text."""
+    return _base64(content)
+
+
 def value_of(record: bytes, hints: Hints) -> Any:
     """A record's value as plain JSON.
 

@@ -8,7 +8,10 @@ import numpy as np
 
 from services.embedder.decider import Decider
 from services.embedder.in_process import InProcess
-from services.embedder.search import Searcher
+from services.embedder.index import Reader
+from services.embedder.query import word_query
+from services.embedder.searcher import Searcher
+from services.embedder.sqlite_search import SqliteSearch
 from services.embedder.sqlite_documents import SqliteDocuments
 from services.embedder.vectors import Entry, VectorIndex
 from services.kernel.sqlite import Database
