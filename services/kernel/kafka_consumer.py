@@ -91,7 +91,8 @@ class _Lane:
             if len(records) >= max_records or size >= max_bytes:
                 break
         if not records:
-            return None
+            # What the store lacks ends with the end of a transaction, and what it has not had begins.
+            return Batch(*self.place, [], self.start, until, marked=True) if self.buffer else None
         whole = len(records) == len(self.buffer)
         end = min(until, self.next) if whole else records[-1].offset + 1
         return Batch(*self.place, records, self.start, end, marked=True)
@@ -150,6 +151,8 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
             self._close_lanes()  # its commit will be refused
 
     def _close_lanes(self) -> None:
+        for place in self._lanes:
+            self._log.stands(self.group, place, None)
         self._former, self._lanes = {**self._former, **self._lanes}, {}
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
@@ -358,6 +361,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         async with self._hand:
             for lane in self._lanes.values():
                 self._drop_producer(lane)
+                self._log.stands(self.group, lane.place, 0)  # until it is known better
 
     @asynccontextmanager
     async def _guarded(self, lane: _Lane) -> AsyncIterator[None]:

@@ -100,9 +100,9 @@ class Runtime:
         self._supervise("checkpoints", self.platform.database.checkpoint_forever)
         if isinstance(self.platform.log, SqliteLog):
             self._supervise("retention", self._clean_forever)
+            self._supervise("rebuilds", self.operations.finish_rebuilds)
         if self._kafka is None or any(service.name == LOG_ERASER for service in self.services):
             self._supervise("erasure", self.erasure.run)
-        self._supervise("rebuilds", self.operations.finish_rebuilds)
         self._supervise("health", self._report_health)
         await asyncio.sleep(0)  # the processors have joined their groups: now a call can wait for them
         if self._kafka is None:
