@@ -95,11 +95,13 @@ class KafkaLog:
 
     async def start(self) -> None:
         """Connect, and learn which topics there are; raises UnavailableError when no broker answers."""
-        self._admin = AIOKafkaAdminClient(**self.connection)
+        admin = AIOKafkaAdminClient(**self.connection)
         try:
-            await self._admin.start()
-            await self._look(await self._admin.list_topics())
+            await admin.start()
+            self._admin = admin
+            await self._look(await admin.list_topics())
         except KafkaError as error:
+            await admin.close()
             raise UnavailableError(f"Kafka at {self.settings.bootstrap_servers}: {error!r}") from error
 
     async def close(self) -> None:

@@ -234,16 +234,33 @@ async def until_signalled() -> None:
 
 def main(build: Build) -> None:
     """Run one service until it is told to stop: `python -m services.<name>`."""
-    from services.kernel.settings import load
 
-    async def serve() -> None:
+    async def serve(settings: Settings) -> None:
         async with running(settings, [build]) as runtime:
             log.info("serving", services=[service.name for service in runtime.services], grpc=runtime.address)
-            await until_signalled()
+            await asyncio.Event().wait()
+
+    run(serve)
+
+
+def run(serve: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:
+    """Run what serves until it is cancelled, by the settings of this process: SIGINT and SIGTERM end it, drained.
+
+    They do so at any time, also while it still waits for what it needs.
+    """
+    from services.kernel.settings import load
+
+    async def until_told() -> None:
+        task = asyncio.ensure_future(serve(settings))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        log.info("stopped")
 
     try:
         settings = load()
         telemetry.configure_logging(settings.log_level, as_json=settings.log_json)
-        asyncio.run(serve())
+        asyncio.run(until_told())
     except HeadwaterError as error:
         raise SystemExit(str(error)) from error
