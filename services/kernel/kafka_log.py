@@ -432,8 +432,19 @@ class KafkaLog:
 
     @asynccontextmanager
     async def rebuilding(self, groups: Collection[str], internal_topics: Collection[str]) -> AsyncIterator[Transaction]:
-        """Open the unit of work in which a store is emptied; its groups' members look anew at where it stands then."""
+        """Open the unit of work in which a store is emptied; its groups' members look anew at where it stands then.
+
+        Raises:
+            UnavailableError: the groups have members in other processes, which would write into it meanwhile.
+        """
         del internal_topics  # the members know
+        for response in await self.asked(self._admin.describe_consumer_groups([*map(self.named, groups)])):
+            for _, name, _, _, _, members, *_ in response.groups:
+                mine = sum(self.named(member.group) == name for member in self._members)
+                if len(members) > mine:
+                    raise UnavailableError(
+                        f"{name} has {len(members)} workers: scale the service to one while a store is made again"
+                    )
         database, local = self._local_store()
         async with database.transaction() as unit:
             yield unit

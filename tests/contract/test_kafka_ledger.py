@@ -187,6 +187,29 @@ async def test_a_rebuild_leads_to_the_same_state_while_the_members_stay(
 
 @pytest.mark.slow
 @pytest.mark.engine
+async def test_a_store_is_not_emptied_while_another_process_writes_into_it(
+    open_log: Callable[[str], Awaitable[KafkaLog]],
+) -> None:
+    one, two = await open_log("a"), await open_log("b")
+    store, processor = counting(one)
+    _, same = counting(two)
+    loops = [ProcessorLoop(processor, one), ProcessorLoop(same, two)]
+    tasks = [asyncio.create_task(loop.run()) for loop in loops]
+    await one.append([message(CHANGES, str(n), str(n)) for n in range(20)])
+    async with asyncio.timeout(60):
+        while await one.lag("g", (CHANGES,)) or not (store.rows() and Sum(database_of(two)).rows()):
+            await one.append([message(CHANGES, str(n), str(n)) for n in range(20)])
+            await asyncio.sleep(0.5)
+    with pytest.raises(UnavailableError, match="has 2 workers"):
+        async with one.rebuilding(("g",), ()):
+            raise AssertionError
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.slow
+@pytest.mark.engine
 async def test_a_store_that_somebody_else_has_moved_on_is_looked_at_anew(
     open_log: Callable[[str], Awaitable[KafkaLog]],
 ) -> None:
