@@ -391,7 +391,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         """Leave the group."""
         self._log.left(self)
         if self._consumer is not None:
-            await self._consumer.stop()
+            await stop(self._consumer)
             self._consumer = None
         for lane in (*self._lanes.values(), *self._former.values()):
             if lane.producer is not None:
@@ -401,10 +401,10 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
 
 
 async def stop(client: Any) -> None:
-    """Stop a producer that may have failed, within a time."""
+    """Stop a producer or consumer, within a time: it may have failed, or nobody may answer."""
     try:
         async with asyncio.timeout(STOP_S):
             await client.stop()
     except (KafkaError, TimeoutError, OSError) as error:
         log.info("kafka.stopped_hard", error=repr(error))
-        await client.client.close()
+        await (getattr(client, "client", None) or client._client).close()  # noqa: SLF001 - the one a consumer has

@@ -112,7 +112,7 @@ class KafkaLog:
             await reader.close()
         self._readers.clear()
         if self._producer is not None:
-            await self._producer.stop()
+            await stop(self._producer)
         if self._background:
             await asyncio.wait(self._background, timeout=10)
         if self._admin is not None:
@@ -571,7 +571,7 @@ class _Reader:
     async def close(self) -> None:
         async with self.lock:
             if self._consumer is not None:
-                await self._consumer.stop()
+                await stop(self._consumer)
                 self._consumer = None
 
 
