@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check laws engines bench browser helm test-torch clean
+.PHONY: help setup demo up test check laws engines bench browser helm kube test-torch clean
 
 help:       ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,11 @@ browser: $(STAMP) ## Run the page's tests in a real Chromium
 helm: $(STAMP) ## Test the Helm chart; builds Helm with Go, minutes the first time
 	tests/engines/helm.sh install
 	$(BIN)/python -m pytest -q -m slow tests/contract/test_helm_chart.py
+
+kube: $(STAMP) ## Install the chart on a real API server; builds it and Helm with Go, a quarter of an hour the first time
+	tests/engines/helm.sh install
+	tests/engines/kube.sh install
+	$(BIN)/python -m pytest -q -m slow tests/contract/test_helm_release.py
 
 test-torch: $(STAMP) ## Compare with sentence-transformers; installs PyTorch, gigabytes
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sentence-transformers]'

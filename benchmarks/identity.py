@@ -19,7 +19,8 @@ from pathlib import Path
 import orjson
 
 from headwater.ingest.v1 import events_pb2
-from services.identity_graph.app import changes_processor
+from services.identity_graph.app import changes_processor, sqlite_adapters
+from services.identity_graph.model import Kinds
 from services.identity_graph.settings import Settings
 from services.kernel import topics
 from services.kernel.log import Message, Progress, Record, Tally, key_of
@@ -109,7 +110,8 @@ async def run(folder: Path, inputs: list[Record], batch: int, profiler: cProfile
     database = Database(folder)
     log = SqliteLog(database)
     await log.create_topics(TOPICS)
-    work = changes_processor(database, Settings.from_config({}))
+    settings = Settings.from_config({})
+    work = changes_processor(sqlite_adapters(database, Kinds(settings)), settings)
     assert work.finish is not None
     phases = dict.fromkeys(("load", "decide", "finish", "save", "append", "commit"), 0.0)
     figures, outputs_count = [], 0

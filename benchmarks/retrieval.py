@@ -23,12 +23,12 @@ from headwater.embedder.v1 import service_pb2 as pb, service_pb2_grpc
 from services.embedder.app import build, default_model
 from services.embedder.decider import Decider
 from services.embedder.fusion import fused
-from services.embedder.in_process import InProcess
-from services.embedder.search import Candidates, Reader, Searcher
-from services.embedder.settings import Settings as EmbedderSettings
+from services.embedder.index import Candidates, Reader
+from services.embedder.query import WordQuery, word_query
 from services.embedder.sqlite_chunks import SqliteChunks
 from services.embedder.sqlite_documents import SqliteDocuments
 from services.embedder.sqlite_jobs import SqliteJobs
+from services.embedder.sqlite_search import SqliteSearch
 from services.embedder.vectors import VectorIndex
 from services.ingest.decoders import documents
 from services.ingest.decoders.common import Hints
@@ -41,7 +41,17 @@ RANKS = 10
 CANDIDATES = 100
 SOURCE = "corpus"
 TOP_K = 100
-Scores = Mapping[int, float]
+Name = tuple[str, int]
+Scores = Mapping[Name, float]
+
+
+class Ways(NamedTuple):
+    """The scores of what was found for a query, by chunk."""
+
+    words: WordQuery
+    cosines: dict[Name, float]
+    bm25: dict[Name, float]
+    total: int
 
 
 class Judged(NamedTuple):
@@ -85,21 +95,21 @@ def evaluate(judged: Judged, rank: Callable[[str], Iterable[str]]) -> dict[str, 
     }
 
 
-def best_first(scores: Scores) -> list[int]:
+def best_first(scores: Scores) -> list[Name]:
     """Return what has scores, best first."""
     return sorted(scores, key=lambda chunk: (-scores[chunk], chunk))
 
 
-def reciprocal_ranks(found: Candidates) -> Scores:
+def reciprocal_ranks(found: Ways) -> Scores:
     """Return the scores of reciprocal rank fusion, k = 60."""
-    scores: dict[int, float] = defaultdict(float)
+    scores: dict[Name, float] = defaultdict(float)
     for ranking in (best_first(found.cosines)[:CANDIDATES], best_first(found.bm25)):
         for rank, chunk in enumerate(ranking, start=1):
             scores[chunk] += 1 / (60 + rank)
     return scores
 
 
-def min_max(found: Candidates, weight: float) -> Scores:
+def min_max(found: Ways, weight: float) -> Scores:
     """Return the convex sum of scores that are normalised by the best and the worst candidate."""
     low, high = min(found.cosines.values(), default=0.0), max(found.cosines.values(), default=1.0)
     top = max(found.bm25.values(), default=1.0)
@@ -109,18 +119,26 @@ def min_max(found: Candidates, weight: float) -> Scores:
     }
 
 
-def searcher_on(runtime: Runtime) -> tuple[Searcher, dict[int, str]]:
-    """Return a searcher of what a running service has indexed, and the document of every chunk."""
+def search_on(runtime: Runtime) -> SqliteSearch:
+    """Return a search of what a running service has indexed."""
     platform, model, index = runtime.platform, default_model(), VectorIndex(default_model().dimensions)
     decider = Decider({}, model.model_id)
     store = SqliteDocuments(platform.database, index, decider, provider=model.model_id, clock=platform.clock)
     jobs = SqliteJobs(platform.database, platform.log, platform.clock)
     SqliteChunks(platform.database, store, jobs, index, model_id=model.model_id).load_index()
-    rows = platform.database.reader.execute(
-        "SELECT c.id, d.document_id FROM knowledge_chunks c JOIN knowledge_documents d ON d.id=c.document"
+    return SqliteSearch(platform.database, index)
+
+
+def ways(words: WordQuery, found: Candidates) -> Ways:
+    """Return what was found by each way."""
+    names = [(chunk.key.document_id.removeprefix(f"{SOURCE}/"), chunk.ordinal) for chunk in found.chunks]
+    named = list(zip(names, found.chunks, strict=True))
+    return Ways(
+        words,
+        {name: chunk.cosine for name, chunk in named},
+        {name: chunk.bm25 for name, chunk in named if chunk.bm25 > 0},
+        found.total,
     )
-    names = {chunk: document_id.removeprefix(f"{SOURCE}/") for chunk, document_id in rows}
-    return Searcher(platform.database, index, InProcess(model), EmbedderSettings().vector_weight), names
 
 
 async def index_corpus(runtime: Runtime, stub: Any, judged: Judged) -> float:
@@ -156,35 +174,36 @@ async def measure(folder: Path) -> dict[str, Any]:
                 stub = service_pb2_grpc.EmbedderServiceStub(channel)
                 seconds = await index_corpus(runtime, stub, judged)
                 answers = await served(stub, judged)
-            searcher, names = searcher_on(runtime)
-            reader = Reader("default", frozenset())
-            groups = searcher.groups(reader)
+            search, reader, model = search_on(runtime), Reader("default", frozenset()), default_model()
+            asked = {text: word_query(text) for _, text in judged.queries}
             found = {
-                text: searcher.candidates(text, await searcher.vector(text), groups, CANDIDATES)
-                for _, text in judged.queries
+                text: ways(words, search.candidates(words, model.embed(text), reader, CANDIDATES))
+                for text, words in asked.items()
             }
-            searcher.close()
+            search.close()
 
-    def ranked(scores: Callable[[Candidates], Scores]) -> dict[str, float]:
-        return evaluate(judged, lambda text: [names[chunk] for chunk in best_first(scores(found[text]))])
+    def ranked(scores: Callable[[Ways], Scores]) -> dict[str, float]:
+        return evaluate(judged, lambda text: [name for name, _ in best_first(scores(found[text]))])
 
     figures: dict[str, Any] = {
         "documents": len(judged.corpus),
         "queries": len(judged.queries),
-        "chunks": len(names),
+        "chunks": next(iter(found.values())).total,
         "documents_per_second": round(len(judged.corpus) / seconds, 1),
-        "words": ranked(lambda candidates: candidates.bm25),
-        "vectors": ranked(lambda candidates: candidates.cosines),
+        "words": ranked(lambda found: found.bm25),
+        "vectors": ranked(lambda found: found.cosines),
         "reciprocal ranks": ranked(reciprocal_ranks),
     }
     for weight in (0.4, 0.5, 0.6, 0.7, 0.8):
-        figures[f"min-max, weight {weight}"] = ranked(lambda candidates, w=weight: min_max(candidates, w))  # type: ignore[misc]
+        figures[f"min-max, weight {weight}"] = ranked(lambda found, w=weight: min_max(found, w))  # type: ignore[misc]
     for weight in (0.6, 0.7, 0.75, 0.8, 0.85, 0.9):
         figures[f"absolute, weight {weight}"] = evaluate(
             judged,
             lambda text, w=weight: (  # type: ignore[misc]
-                names[hit.chunk]
-                for hit in fused(found[text].cosines, found[text].bm25, found[text].words, weight=w, chunks=len(names))
+                hit.chunk[0]
+                for hit in fused(
+                    found[text].cosines, found[text].bm25, found[text].words, weight=w, chunks=found[text].total
+                )
             ),
         )
     return {**figures, "as served": answers}

@@ -1,36 +1,27 @@
 """Joins the embedder: settings, model, stores, processors and the background work."""
 
-import asyncio
 import functools
-from collections.abc import Collection
 from typing import assert_never
 
-import structlog
-
-from headwater.common.v1 import operations_pb2
 from headwater.embedder.v1 import service_pb2
-from services.embedder import sqlite_erasure
+from services.embedder import erasure
 from services.embedder.chunking import Limits
 from services.embedder.decider import Decider
+from services.embedder.events import GROUP
 from services.embedder.grpc_api import EmbedderApi
 from services.embedder.in_process import InProcess
 from services.embedder.indexer import Indexer
 from services.embedder.knowledge import Knowledge
 from services.embedder.model import MiniLm
-from services.embedder.ports import Embedder
-from services.embedder.search import Searcher
+from services.embedder.ports import Adapters, Embedder
+from services.embedder.searcher import Searcher
 from services.embedder.settings import ModelSettings, Provider, Settings
-from services.embedder.sqlite_chunks import SqliteChunks
-from services.embedder.sqlite_documents import SqliteDocuments
-from services.embedder.sqlite_jobs import GROUP, SqliteJobs
-from services.embedder.vectors import VectorIndex
+from services.embedder.sqlite_adapters import sqlite_adapters
 from services.kernel import topics
 from services.kernel.enrichment import RetryPolicy, Runner
+from services.kernel.errors import InvalidInputError
 from services.kernel.processor import Processor
 from services.kernel.service import Platform, ReadModel, Service
-
-ERASURE_GROUP = "embedder-erasure"
-log = structlog.get_logger(__name__)
 
 
 @functools.cache
@@ -55,6 +46,29 @@ def embedder_of(settings: ModelSettings) -> Embedder:
             return InProcess(SentenceTransformersModel(settings))
         case _:
             assert_never(provider)
+
+
+def adapters_of(platform: Platform, decider: Decider, model: Embedder) -> Adapters:
+    """Return where the knowledge base is: in the local database, or in MongoDB and an index of chunks.
+
+    Raises:
+        InvalidInputError: only one of the two is configured.
+    """
+    has_documents = bool(platform.settings.table("mongodb"))
+    indexes = [name for name in ("opensearch", "postgresql") if platform.settings.table(name)]
+    if not has_documents and not indexes:
+        return sqlite_adapters(platform, decider, model)
+    if not has_documents:
+        raise InvalidInputError(
+            f"[{indexes[0]}] holds the chunks of documents, and [mongodb] their state: configure [mongodb], too"
+        )
+    if not indexes:
+        raise InvalidInputError(
+            "[mongodb] holds the state of documents, and not their chunks: configure [opensearch] or [postgresql], too"
+        )
+    from services.embedder.mongo_adapters import mongo_adapters
+
+    return mongo_adapters(platform, decider, model, indexes[0])
 
 
 def build(platform: Platform, embedder: Embedder | None = None, policy: RetryPolicy | None = None) -> Service:
@@ -83,73 +97,66 @@ class _App:
     """The parts of the service, joined."""
 
     def __init__(self, platform: Platform, settings: Settings, model: Embedder, policy: RetryPolicy) -> None:
-        database, log_ = platform.database, platform.log
-        self._clock, self._model = platform.clock, model
-        self._decider = Decider(settings.tables, model.model_id)
-        self._index = VectorIndex(model.dimensions)
-        self._documents = SqliteDocuments(
-            database, self._index, self._decider, provider=model.model_id, clock=platform.clock
-        )
-        self._jobs = SqliteJobs(database, log_, platform.clock)
-        self._chunks = SqliteChunks(database, self._documents, self._jobs, self._index, model_id=model.model_id)
+        log_, clock = platform.log, platform.clock
+        self._model, self._decider = model, Decider(settings.tables, model.model_id)
+        self._adapters = adapters_of(platform, self._decider, model)
+        self._searcher = Searcher(self._adapters.search, self._adapters.shown, model, settings.vector_weight)
+        self._adapters.erasures.forget_queries = self._searcher.forget
+        jobs = self._adapters.jobs
         limits = Limits(aim=settings.chunk_tokens, room=model.tokens_max)
-        self._indexer = Indexer(
-            log_, self._jobs, self._chunks, model, limits=limits, bytes_max=settings.document_bytes_max
+        indexer = Indexer(
+            log_, jobs, self._adapters.chunks, model, limits=limits, bytes_max=settings.document_bytes_max
         )
-        self._searcher = Searcher(database, self._index, model, settings.vector_weight)
-        self._erasures = sqlite_erasure.SqliteErasures(
-            database, self._documents, clock=platform.clock, forget_queries=self._searcher.forget
-        )
-        self._knowledge = Knowledge(database, log_, self._documents, self._jobs, self._index, model_id=model.model_id)
-        self._runner = Runner(self._jobs, self._indexer.work, policy, clock=platform.clock)
-        self._documents.on_work = self._runner.wake
+        self._runner = Runner(jobs, indexer.work, policy, clock=clock)
+        self._adapters.documents.on_work = self._runner.wake
         self._api = EmbedderApi(
-            log_, self._knowledge, self._searcher, self._jobs, self._runner.wake, tables=tuple(settings.tables)
+            log_,
+            Knowledge(self._adapters.knowledge, jobs),
+            self._searcher,
+            jobs,
+            self._runner.wake,
+            tables=tuple(settings.tables),
         )
 
     def service(self) -> Service:
+        adapters = self._adapters
         return Service(
-            name=sqlite_erasure.SERVICE,
+            name=erasure.SERVICE,
             register=self._api.register,
             service_names=[service_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name],
             processors=[
-                Processor(GROUP, (topics.DOCUMENTS, topics.CHANGES), self._documents, self._decider.decide),
                 Processor(
-                    ERASURE_GROUP,
+                    GROUP,
+                    (topics.DOCUMENTS, topics.CHANGES),
+                    adapters.documents,
+                    self._decider.decide,
+                    ledger=adapters.ledgers[0],
+                ),
+                Processor(
+                    erasure.GROUP,
                     (topics.ERASURES,),
-                    self._erasures,
-                    functools.partial(sqlite_erasure.decide, model_id=self._model.model_id),
+                    adapters.erasures,
+                    functools.partial(erasure.decide, model_id=self._model.model_id),
+                    ledger=adapters.ledgers[1],
                 ),
             ],
-            background=[self._runner.run, self._model.warm_up],
+            background=[self._runner.run, self._model.warm_up, *adapters.background],
             stores=[
                 ReadModel(
                     name="knowledge",
                     groups=(GROUP,),
-                    reset=self._knowledge.reset,
-                    hash=self._knowledge.state_hash,
-                    reload=self._chunks.sweep,
-                    settled=self._jobs.all_finished,
+                    reset=adapters.knowledge.reset,
+                    hash=adapters.knowledge.state_hash,
+                    reload=adapters.knowledge.reload,
+                    settled=adapters.jobs.all_finished,
                 )
             ],
-            start=self._start,
+            start=adapters.start,
             stop=self._stop,
-            waiting=lambda: {GROUP: self._jobs.open_count()},
-            checks=self._checks,
+            waiting=lambda: {GROUP: adapters.jobs.open_count()},
+            checks=adapters.knowledge.checks,
         )
-
-    async def _start(self) -> None:
-        await asyncio.to_thread(self._chunks.load_index)
-        self._searcher.look_for_another_model()
-        # Where only the model's answers tell their length, those of before count, too.
-        self._model.dimensions = self._model.dimensions or self._index.dimensions
-        await self._jobs.hand_over(self._model.model_id)
-        if requeued := await self._chunks.requeue_without_vectors(self._clock()):
-            log.info("embedder.model_changed", model=self._model.model_id, documents=requeued)
 
     async def _stop(self) -> None:
         await self._model.close()
-        self._searcher.close()
-
-    async def _checks(self) -> Collection[operations_pb2.Check]:
-        return await self._knowledge.checks()
+        await self._adapters.stop()

@@ -218,17 +218,15 @@ class Decider:
             accepted, version=stored.version, chunks=stored.chunks, shown_ms=stored.shown_ms, row_id=stored.row_id
         )
         if accepted.wanted == stored.wanted:
-            # The older place of the log may be compacted away: what is still to be done is read from the new one.
-            again = work if stored.waits else None
-            return self._shown_at_once(state, replace(accepted, waits=stored.waits), stored, again)
+            return self._shown_at_once(state, replace(accepted, waits=stored.waits), stored, work)
         if accepted.wanted == stored.version:  # back to what can be found already
-            decision = self._shown_at_once(state, replace(accepted, waits=False), stored, None)
+            decision = self._shown_at_once(state, replace(accepted, waits=False), stored, work)
             return Decision(Outcome.APPLIED, [*decision.outputs, _job_gone(key, accepted.occurred_ms)])
         shown_to = narrower(stored.shown_to, accepted.access, NOBODY) if stored.version else accepted.access
         state.put(replace(accepted, shown_to=shown_to, waits=True), work)
         return Decision(Outcome.APPLIED, [self._pending(accepted, work)])
 
-    def _shown_at_once(self, state: WorkingSet, accepted: Document, stored: Document, work: Work | None) -> Decision:
+    def _shown_at_once(self, state: WorkingSet, accepted: Document, stored: Document, work: Work) -> Decision:
         """Apply what costs no embedding."""
         if accepted.waits and accepted.version:
             accepted = replace(accepted, shown_to=narrower(stored.shown_to, accepted.access, NOBODY))

@@ -1,10 +1,12 @@
 """What the embedder tells the log: how a document's job stands, and what has become searchable. Pure."""
 
 from headwater.embedder.v1 import events_pb2
+from services.embedder.ports import Making
 from services.kernel import topics
 from services.kernel.jobs import Job, JobState
 from services.kernel.log import Message, key_of, message_of
 
+GROUP = "embedder"
 STATES = {
     JobState.PENDING: events_pb2.JOB_STATE_PENDING,
     JobState.DEFERRED: events_pb2.JOB_STATE_DEFERRED,
@@ -44,3 +46,33 @@ def indexed_event(
     )
     event.occurred_at.FromMilliseconds(occurred_ms)
     return message_of(topics.INDEXED, key_of(tenant, document_id), event, occurred_ms)
+
+
+def finished_events(
+    making: Making, *, embedded: int, occurred_ms: int, model_id: str, suffix: str = ""
+) -> list[Message]:
+    """Return the events that a version is searchable, and its job done.
+
+    Args:
+        making: the version.
+        embedded: how many chunks had to be embedded for it.
+        occurred_ms: when its change happened.
+        model_id: the model.
+        suffix: of the events' ids, where others make the same version searchable elsewhere.
+    """
+    job, assignment = making.job, making.assignment
+    done = Job(job.key, job.version, job.provider, state=JobState.DONE, attempts=job.attempts)
+    indexed = indexed_event(
+        *assignment.key,
+        job.version,
+        chunks=len(making.cut.chunks),
+        embedded=embedded,
+        model_id=model_id,
+        occurred_ms=occurred_ms,
+    )
+    # Work that no record caused (another model has come) gets ids from the log.
+    place = f"{GROUP}:{assignment.topic}/{assignment.partition}/{assignment.offset}" if assignment.topic else ""
+    return [
+        job_event(*assignment.key, done, occurred_ms)._replace(event_id=place and f"{place}#done{suffix}"),
+        indexed._replace(event_id=place and f"{place}#indexed{suffix}"),
+    ]

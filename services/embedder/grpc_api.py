@@ -7,11 +7,12 @@ from typing import Any
 import grpc
 
 from headwater.embedder.v1 import events_pb2, service_pb2 as pb, service_pb2_grpc
-from services.embedder.events import STATES
+from services.embedder.events import GROUP, STATES
+from services.embedder.index import Reader
 from services.embedder.knowledge import Knowledge
+from services.embedder.ports import Jobs
 from services.embedder.rows import NOBODY
-from services.embedder.search import Reader, Searcher
-from services.embedder.sqlite_jobs import GROUP, SqliteJobs
+from services.embedder.searcher import Searcher
 from services.embedder.state import Key
 from services.kernel import topics
 from services.kernel.errors import DeadlineError, InvalidInputError
@@ -38,7 +39,7 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
         log: Log,
         knowledge: Knowledge,
         searcher: Searcher,
-        jobs: SqliteJobs,
+        jobs: Jobs,
         wake: Callable[[], None],
         *,
         tables: Collection[tuple[str, str]] = (),
@@ -91,7 +92,7 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
         """Return a document's text."""
         del context
         key = Key(request.tenant or DEFAULT_TENANT, request.document_id)
-        return self._knowledge.document(key, request.version, _labels(request.access))
+        return await self._knowledge.document(key, request.version, _labels(request.access))
 
     # Jobs -------------------------------------------------------------------------------------------------------
 
@@ -102,9 +103,9 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
             raise InvalidInputError(f"ListJobs: limit is {request.limit}: it must be 1 to {JOBS_LIMIT_MAX}")
         tenant = request.tenant or DEFAULT_TENANT
         states = [_state(proto) for proto in request.states] or [*WAITING, JobState.PARKED]
-        counts = self._jobs.counts(tenant)
+        counts = await self._jobs.counts(tenant)
         return pb.ListJobsResponse(
-            jobs=self._jobs.listed(tenant, states, request.limit or JOBS_LIMIT),
+            jobs=await self._jobs.listed(tenant, states, request.limit or JOBS_LIMIT),
             counts={state.value: count for state, count in counts.items()},
         )
 
@@ -148,14 +149,9 @@ class EmbedderApi(service_pb2_grpc.EmbedderServiceServicer):
         before = {(place.topic, place.partition): place.offset for place in position.offsets}
         if not await self._log.wait_committed([GROUP], position, timeout_s):
             raise await self._too_late(timeout_s)
-        while True:
-            # Before looking, so that nothing that happens meanwhile is missed.
-            seen = {(topics.JOBS, partition): end for partition, end in enumerate(await self._log.end(topics.JOBS))}
-            if not self._jobs.unfinished_before(before):
-                break
-            if not await self._log.wait_for((topics.JOBS,), seen, deadline - time.monotonic()):
-                raise await self._too_late(timeout_s)
-        response = pb.AwaitPositionResponse(parked=self._jobs.parked(before))
+        if not await self._jobs.finished_before(before, deadline - time.monotonic()):
+            raise await self._too_late(timeout_s)
+        response = pb.AwaitPositionResponse(parked=await self._jobs.parked(before))
         ends = {(topics.INDEXED, partition): end for partition, end in enumerate(await self._log.end(topics.INDEXED))}
         response.outputs.CopyFrom(position_of(ends))
         return response

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from services.embedder.ports import Vector
 from services.embedder.query import WordQuery
 from services.embedder.state import Key
+from services.kernel.jobs import PermanentError
 
 
 class Reader(NamedTuple):
@@ -159,16 +160,25 @@ class ChunkSearch(Protocol):
 
 
 class ChunkIndex(ChunkSearch, Protocol):
-    """An index of chunks outside the local database, of one embedding model.
+    """An index of chunks outside the local database, of one embedding model; `engines.remote_index` makes one.
 
     Every write is idempotent and lasting when it returns. Several versions of a document may be there at a time, whole
     or in part: which one counts is the business of the store of documents. What has no current version is clutter, and
     taken away by `remove`. All methods raise UnavailableError when the engine cannot be reached or refuses for the
     moment: nothing is known then of how much of a write was done, and doing it again is right.
+
+    Attributes:
+        dimensions: the length of the vectors; 0 while neither the model nor what is stored tells.
     """
 
+    dimensions: int
+
     async def start(self) -> None:
-        """Make what is missing of index and tables. May be called again."""
+        """Make what is missing of index and tables. May be called again.
+
+        Raises:
+            InvalidInputError: what is there was made by another model, or the engine refuses the settings.
+        """
 
     async def put(self, key: Key, version: str, visibility: Visibility, chunks: Sequence[IndexedChunk]) -> None:
         """Store chunks of a version, all or a slice of them; searchable when it returns. Other versions stay.
@@ -181,10 +191,20 @@ class ChunkIndex(ChunkSearch, Protocol):
         """Change who may find the chunks of a version; in effect when it returns. Nothing is embedded for it."""
 
     async def remove(self, key: Key, *, but: str = "") -> int:
-        """Take the chunks of a document away, of all versions but one; return how many there were."""
+        """Take the chunks of a document away, of all versions but one; return how many there were.
+
+        Without one that stays, nothing of the document is left, in the indexes of former models neither; an erasure
+        has `expunge` clear the files, too.
+        """
 
     async def remains(self, key: Key) -> int:
-        """Return how many chunks of a document are stored, of any version: what an erasure is probed by."""
+        """Return how many chunks of a document are stored, of any version and model: what an erasure is probed by."""
+
+    async def expunge(self) -> int:
+        """Rewrite the files in which removed chunks still are, after an erasure; return how many these hold yet.
+
+        May take a while. Another try later finds fewer, unless others remove chunks all the time.
+        """
 
     async def vectors(self, hashes: Collection[bytes]) -> dict[bytes, bytes]:
         """Return the vectors that this model has made already, as float32 bytes by hash; others are left out."""
@@ -200,6 +220,25 @@ class ChunkIndex(ChunkSearch, Protocol):
 
     async def close(self) -> None:
         """Let go of connections."""
+
+
+def refusal(chunk: IndexedChunk, dimensions: int) -> str:
+    """Return why a chunk must not be indexed, in plain words; empty when it may."""
+    import numpy as np
+
+    vector = np.frombuffer(chunk.vector, np.float32)
+    if len(vector) != dimensions:
+        return f"its vector has {len(vector)} numbers, those of this index have {dimensions}: another model made it"
+    if not np.isfinite(vector).all():
+        return "its vector holds what is no number: check the embedding model"
+    return "" if vector.any() else "its vector is zero, which is near to nothing: check the embedding model"
+
+
+def checked(key: Key, chunks: Sequence[IndexedChunk], dimensions: int) -> None:
+    """Raise a PermanentError that names the first chunk which must not be indexed."""
+    for chunk in chunks:
+        if reason := refusal(chunk, dimensions):
+            raise PermanentError(f"{key.document_id}, chunk {chunk.ordinal}: {reason}")
 
 
 def may_see(labels: Collection[str], held: Collection[str]) -> bool:

@@ -9,12 +9,10 @@ from pathlib import PurePosixPath
 from typing import NamedTuple, TypeVar
 
 from headwater.ingest.v1 import events_pb2
-from services.embedder.chunking import Chunk, Limits, chunks_of
+from services.embedder.chunking import Limits, chunks_of
 from services.embedder.in_process import THREADS
 from services.embedder.loaders import SUFFIXES, load
-from services.embedder.ports import Embedder
-from services.embedder.sqlite_chunks import Cut, SqliteChunks, VectorsMissingError
-from services.embedder.sqlite_jobs import Assignment, SqliteJobs, row_id
+from services.embedder.ports import Assignment, Chunks, Cut, Embedder, Jobs, Making, VectorsMissingError
 from services.kernel.jobs import Job, Lane, PermanentError, TransientError
 from services.kernel.log import Log
 
@@ -34,7 +32,7 @@ class Indexer:
     """Makes documents searchable, several at a time."""
 
     def __init__(
-        self, log: Log, jobs: SqliteJobs, chunks: SqliteChunks, embedder: Embedder, *, limits: Limits, bytes_max: int
+        self, log: Log, jobs: Jobs, chunks: Chunks, embedder: Embedder, *, limits: Limits, bytes_max: int
     ) -> None:
         """Wire the indexer.
 
@@ -54,23 +52,23 @@ class Indexer:
     async def work(self, jobs: Sequence[Job]) -> None:
         """Do jobs; raises an EnrichmentError by the kind of what failed."""
         for job in jobs:
-            assignment = self._jobs.assignment(job)
+            assignment = await self._jobs.assignment(job)
             if assignment is not None:
                 await self._index(job, assignment)
 
     async def _index(self, job: Job, assignment: Assignment) -> None:
         if assignment.version == assignment.indexed:  # only its vectors are missing: another model has come
-            cut = self._chunks.stored(assignment.document)
+            cut = await self._chunks.stored(job, assignment)
         else:
             cut = await self._cut(job, assignment, await self._content(job, assignment))
-        embedded = 0
+        making, embedded = Making(job, assignment, cut), 0
         for _ in range(_TRIES):
-            embedding = await self._embed(job, cut.chunks)
+            embedding = await self._embed(making)
             if embedding is None:
                 return  # the document has gone
             embedded += embedding.made
             try:
-                await self._chunks.finish(job, assignment, cut, embedding.rest, embedded)
+                await self._chunks.finish(making, embedding.rest, embedded)
             except VectorsMissingError:
                 continue
             return
@@ -107,18 +105,18 @@ class Indexer:
         title = loaded.title or title_of(assignment.name)
         return Cut(title, loaded.text, chunks_of(loaded, title, self._embedder.token_starts, self._limits))
 
-    async def _embed(self, job: Job, chunks: Sequence[Chunk]) -> _Embedding | None:
+    async def _embed(self, making: Making) -> _Embedding | None:
         """Embed what was never embedded, and store all but the last slice as they come; None when nobody wants them."""
-        embedder, document = self._embedder, row_id(job)
-        texts = {chunk.hash: chunk.embedded for chunk in chunks}
+        embedder, job = self._embedder, making.job
+        texts = {chunk.hash: chunk.embedded for chunk in making.cut.chunks}
         made, vectors = 0, dict[bytes, bytes]()
         for names in _slices(list(texts), embedder.texts_at_once):
-            known = self._chunks.known(names)
+            known = await self._chunks.known(making, names)
             new = [name for name in names if name not in known]
             if not new:
                 await asyncio.sleep(0)  # others have their turn, too, where all of a long document is known
                 continue
-            if vectors and not await self._chunks.keep(document, vectors):
+            if vectors and not await self._chunks.keep(making, vectors):
                 return None
             done = await embedder.embed([texts[name] for name in new], job.lane, alone=job.attempts > 0)
             vectors = {name: vector.tobytes() for name, vector in zip(new, done, strict=True)}

@@ -4,17 +4,19 @@ Engines tokenise, stem and score differently. So that all of them give one ranki
 SQLite makes of a chunk, find chunks by these, and have them scored here, by the formula of FTS5's `bm25()`.
 """
 
+import hashlib
 import math
 import sqlite3
 import threading
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 FOLDING = "unicode61 remove_diacritics 2"
 TOKENIZER = f"porter {FOLDING}"
 K1, B = 1.2, 0.75
 _IDF_MIN = 1e-6  # a word that more than half of the chunks hold
+
+TERM_MAX = 100  # characters; engines bound the length of a term
 
 Phrase = tuple[str, ...]
 
@@ -56,9 +58,7 @@ class Tokens(NamedTuple):
 
     def counts(self, phrases: Sequence[Phrase]) -> list[int]:
         """Return how often each phrase stands here."""
-        sizes = {len(phrase) for phrase in phrases}
-        found = Counter(gram for column in self for size in sizes for gram in _grams(column, size))
-        return [found[phrase] for phrase in phrases]
+        return [sum(_count(column, phrase) for column in self) for phrase in phrases]
 
 
 class Tokenizer:
@@ -87,6 +87,11 @@ class Tokenizer:
         return Tokens(tuple(columns["context"]), tuple(columns["text"]))
 
 
+def term(token: str) -> str:
+    """Return a token as every engine takes it: a long one is known by its digest."""
+    return token if len(token) <= TERM_MAX else hashlib.sha256(token.encode()).hexdigest()
+
+
 def bm25(counts: Sequence[int], length: int, statistics: Statistics) -> float:
     """Return the score of a chunk, as FTS5's `bm25()` computes it, but positive; higher is better.
 
@@ -106,5 +111,10 @@ def _idf(chunks: int, holders: int) -> float:
     return max(_IDF_MIN, math.log((chunks - holders + 0.5) / (holders + 0.5))) if chunks >= holders else _IDF_MIN
 
 
-def _grams(tokens: Sequence[str], size: int) -> Iterator[Phrase]:
-    return zip(*(tokens[start:] for start in range(size)), strict=False)
+def _count(tokens: Phrase, phrase: Phrase) -> int:
+    first, size = phrase[0], len(phrase)
+    count = tokens.count(first)
+    if size == 1 or not count:
+        return count
+    places = (place for place, token in enumerate(tokens) if token == first)
+    return sum(tokens[place : place + size] == phrase for place in places)

@@ -4,10 +4,9 @@ import functools
 import itertools
 from typing import NamedTuple
 
-from services.embedder.lexical import FOLDING, Phrase, Tokenizer
+from services.embedder.lexical import FOLDING, TERM_MAX, Phrase, Tokenizer
 
 TERMS_MAX = 32
-WORD_MAX = 100  # characters; engines bound the length of a term, and nobody looks for longer ones
 
 STOP_WORDS = frozenset(
     """
@@ -44,12 +43,11 @@ def word_query(text: str) -> WordQuery:
     Whatever the user wrote becomes quoted words, so that nothing of it is an operator.
     """
     folding, stemming = _tokenizers()
-    words = [word for word in folding.tokens("", text).text if len(word) <= WORD_MAX]
+    # The index takes pictographs for words, but nobody asks for them.
+    words = [word for word in folding.tokens("", text).text if len(word) <= TERM_MAX and any(map(str.isalnum, word))]
     kept = [word for word in words if word not in STOP_WORDS]
     pairs = [
-        (one, other)
-        for one, other in itertools.pairwise(words)
-        if one not in STOP_WORDS and other not in STOP_WORDS
+        (one, other) for one, other in itertools.pairwise(words) if one not in STOP_WORDS and other not in STOP_WORDS
     ]
     # Nothing but stop words, such as "the who", is still a query.
     terms = list(dict.fromkeys(kept or words))[:TERMS_MAX]

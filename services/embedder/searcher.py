@@ -18,8 +18,8 @@ from services.kernel.errors import HeadwaterError
 
 CANDIDATES_MIN = 50  # of each kind, to begin with
 CANDIDATES_PER_HIT = 3
-WIDER = 4  # each round looks at so many times as many
-ROUNDS = 4
+WIDER = 4  # so many times as many are looked at when they may not be enough
+CANDIDATES_MAX = 800  # a candidate is about 5 KB, and more hardly ever change what is found
 # Engines compute in 32 bits what the best chunks are; how far they can be wrong is less than this.
 _TOLERANCE = 1e-5
 REMEMBERED = 256  # queries whose vectors are kept
@@ -76,13 +76,13 @@ class Searcher:
             log.exception("search.vectors_failed")
             missing.append(f"search by meaning: {type(error).__name__}: {error}")
         words, count = word_query(query), max(CANDIDATES_MIN, CANDIDATES_PER_HIT * top_k)
-        for _ in range(ROUNDS):
+        while True:
             found = await self._chunks.search(words, vector, reader, count)
             shown = await self._documents.shown({chunk.key for chunk in found.chunks})
             ranking = ranked(found, shown, words, reader, weight=self._weight, top_k=top_k)
-            if ranking.is_settled:
+            if ranking.is_settled or count >= CANDIDATES_MAX:
                 break
-            count *= WIDER
+            count = min(WIDER * count, CANDIDATES_MAX)
         hits = [_hit(chunk, scored, shown[chunk.key]) for chunk, scored in ranking.chunks]
         return Found(hits, [*missing, *found.missing])
 
@@ -138,9 +138,7 @@ def ranked(
         return Ranking(best, is_settled=False)
     if found.bm25_rest <= 0 and (found.cosine_rest <= -1 or not found.by_vectors):  # that was all
         return Ranking(best, is_settled=True)
-    by = scale(
-        max(bm25.values(), default=0.0), words, weight=weight if found.by_vectors else 0.0, chunks=found.total
-    )
+    by = scale(max(bm25.values(), default=0.0), words, weight=weight if found.by_vectors else 0.0, chunks=found.total)
     rest = by.score(found.cosine_rest, found.bm25_rest)
     return Ranking(best, is_settled=len(best) == top_k and best[-1][1].score > rest + _TOLERANCE)
 

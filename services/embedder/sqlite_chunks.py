@@ -2,33 +2,20 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
 
 import orjson
 
 from services.embedder.chunking import Chunk
-from services.embedder.events import indexed_event, job_event
+from services.embedder.events import finished_events
+from services.embedder.ports import Assignment, Cut, Making, VectorsMissingError
 from services.embedder.sqlite_documents import SqliteDocuments, parameter
-from services.embedder.sqlite_jobs import GROUP, Assignment, SqliteJobs
+from services.embedder.sqlite_jobs import SqliteJobs, row_id
 from services.embedder.vectors import Entry, VectorIndex
-from services.kernel.jobs import Job, JobState
-from services.kernel.log import Message
+from services.kernel.jobs import Job
 from services.kernel.sqlite import Database, Transaction
 
 _IN_THREAD = 200  # chunks: writing more would hold up queries
-
-
-class Cut(NamedTuple):
-    """A document as it is to be found: what it is called, its whole normalised text, and the chunks of that text."""
-
-    title: str
-    text: str
-    chunks: Sequence[Chunk]
-
-
-class VectorsMissingError(Exception):
-    """Vectors that were stored have gone meanwhile, with another document: embed them anew."""
 
 
 class SqliteChunks:
@@ -40,14 +27,16 @@ class SqliteChunks:
         self._database, self._documents, self._jobs = database, documents, jobs
         self._index, self._model_id = index, model_id
 
-    def known(self, hashes: Collection[bytes]) -> set[bytes]:
+    async def known(self, making: Making, hashes: Collection[bytes]) -> set[bytes]:
         """Return those that have been embedded with the model already."""
+        del making
         sql = "SELECT 1 FROM knowledge_embeddings WHERE hash=? AND model_id=?"
         reader = self._database.reader
         return {hash_ for hash_ in hashes if reader.execute(sql, (hash_, self._model_id)).fetchone() is not None}
 
-    async def keep(self, document: int, vectors: Mapping[bytes, bytes]) -> bool:
+    async def keep(self, making: Making, vectors: Mapping[bytes, bytes]) -> bool:
         """Store vectors of a document that is not finished, for after a crash; False when the document is gone."""
+        document = row_id(making.job)
         async with self._database.transaction() as unit:
             if unit.execute("SELECT 1 FROM knowledge_jobs WHERE document=?", (document,)).fetchone() is None:
                 return False
@@ -56,9 +45,10 @@ class SqliteChunks:
             unit.executemany("INSERT OR IGNORE INTO knowledge_progress VALUES (?, ?)", rows)
         return True
 
-    def stored(self, document: int) -> Cut:
+    async def stored(self, job: Job, assignment: Assignment) -> Cut:
         """Return a document as it can be found."""
-        reader = self._database.reader
+        del assignment
+        reader, document = self._database.reader, row_id(job)
         title, text = reader.execute("SELECT title, text FROM knowledge_documents WHERE id=?", (document,)).fetchone()
         rows = reader.execute(
             """SELECT ordinal, start, "end", text, headings, label, context FROM knowledge_chunks
@@ -71,53 +61,40 @@ class SqliteChunks:
         ]
         return Cut(title, text, chunks)
 
-    async def finish(
-        self, job: Job, assignment: Assignment, cut: Cut, vectors: Mapping[bytes, bytes], embedded: int
-    ) -> bool:
-        """Make a version searchable in place of the one before, and its job done, in one transaction.
-
-        Args:
-            job, assignment: what was to be done.
-            cut: the version.
-            vectors: by hash, those that are not stored yet, as float32 bytes.
-            embedded: how many chunks had to be embedded for it.
-
-        Returns:
-            False when the version is not wanted any more: nothing was changed.
-
-        Raises:
-            VectorsMissingError: a chunk has no vector; nothing was changed.
-        """
+    async def finish(self, making: Making, vectors: Mapping[bytes, bytes], embedded: int) -> bool:
+        """Make a version searchable in place of the one before, and its job done, in one transaction."""
         async with self._database.transaction() as unit:
             self._add_vectors(unit, vectors)
-            if len(cut.chunks) > _IN_THREAD:
-                done = await asyncio.to_thread(self._finish, unit, job, assignment, cut)
+            if len(making.cut.chunks) > _IN_THREAD:
+                done = await asyncio.to_thread(self._finish, unit, making)
             else:
-                done = self._finish(unit, job, assignment, cut)
+                done = self._finish(unit, making)
             if done is None:
                 self._documents.forget_vectors(vectors)
                 return False
-            self._jobs.tell(unit, self._events(job, assignment, len(cut.chunks), embedded, done))
+            events = finished_events(making, embedded=embedded, occurred_ms=done, model_id=self._model_id)
+            self._jobs.tell(unit, events)
         return True
 
-    def _finish(self, unit: Transaction, job: Job, assignment: Assignment, cut: Cut) -> int | None:
+    def _finish(self, unit: Transaction, making: Making) -> int | None:
         """Return when the version's change happened; None when it is not wanted any more."""
+        (job, assignment, cut), document = making, row_id(making.job)
         row = unit.execute(
             """SELECT d.source, d.access, d.occurred_ms FROM knowledge_jobs j
                JOIN knowledge_documents d ON d.id=j.document WHERE j.document=? AND j.version=?""",
-            (job.key, job.version),
+            (document, job.version),
         ).fetchone()
         if row is None:
             return None
         source, access, occurred_ms = row
         visibility = self._documents.visibility(assignment.key.tenant, source, tuple(orjson.loads(access)))
-        self._replace(unit, assignment.document, cut.chunks, visibility)
+        self._replace(unit, document, cut.chunks, visibility)
         unit.execute(
             """UPDATE knowledge_documents SET version=?, title=?, text=?, chunks=?, visibility=?, shown_ms=occurred_ms
                WHERE id=?""",
-            (job.version, cut.title, cut.text, len(cut.chunks), visibility, job.key),
+            (job.version, cut.title, cut.text, len(cut.chunks), visibility, document),
         )
-        unit.execute("DELETE FROM knowledge_jobs WHERE document=?", (job.key,))
+        unit.execute("DELETE FROM knowledge_jobs WHERE document=?", (document,))
         return int(occurred_ms)
 
     def _add_vectors(self, unit: Transaction, vectors: Mapping[bytes, bytes]) -> None:
@@ -130,8 +107,8 @@ class SqliteChunks:
         """Write the chunks; those that say what an older one said keep its row, and so its place in both indexes."""
         pool: dict[tuple[bytes, str], list[int]] = defaultdict(list)
         old = unit.execute("SELECT id, hash, text FROM knowledge_chunks WHERE document=? ORDER BY ordinal", (document,))
-        for row_id, hash_, text in old:
-            pool[hash_, text].append(row_id)
+        for number, hash_, text in old:
+            pool[hash_, text].append(number)
         kept, added = [], []
         for chunk in chunks:
             place = (chunk.ordinal, chunk.start, chunk.end, orjson.dumps(chunk.headings).decode(), chunk.label)
@@ -173,23 +150,6 @@ class SqliteChunks:
             (document, self._model_id),
         )
         return [Entry(chunk, visibility, vector) for chunk, vector in rows]
-
-    def _events(
-        self, job: Job, assignment: Assignment, chunks: int, embedded: int, occurred_ms: int
-    ) -> Iterator[Message]:
-        done = Job(job.key, job.version, job.provider, state=JobState.DONE, attempts=job.attempts)
-        indexed = indexed_event(
-            *assignment.key,
-            job.version,
-            chunks=chunks,
-            embedded=embedded,
-            model_id=self._model_id,
-            occurred_ms=occurred_ms,
-        )
-        # Work that no record caused (another model has come) gets ids from the log.
-        place = f"{GROUP}:{assignment.topic}/{assignment.partition}/{assignment.offset}" if assignment.topic else ""
-        yield job_event(*assignment.key, done, occurred_ms)._replace(event_id=place and f"{place}#done")
-        yield indexed._replace(event_id=place and f"{place}#indexed")
 
     def load_index(self) -> None:
         """Read all vectors into the index, when the process starts or after a rebuild."""

@@ -1,18 +1,18 @@
 """Documents as they were accepted, in the installation's SQLite database: the state of the group `embedder`."""
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import orjson
 
 from services.embedder.decider import Decider, document_key
+from services.embedder.ports import nothing
 from services.embedder.schema import COMPONENT, SCHEMA
-from services.embedder.state import Document, Entity, Erased, Key, Work, WorkingSet
+from services.embedder.state import Document, Entity, Erased, Key, Work, WorkingSet, digest_of
 from services.embedder.vectors import VectorIndex
 from services.kernel.freshness import FreshnessTable
 from services.kernel.jobs import JobState, Lane
-from services.kernel.log import SEPARATOR, Progress, Record
+from services.kernel.log import Progress, Record
 from services.kernel.sqlite import Database
 
 LIVE_BATCH_MAX = 32  # a batch that brings more comes from a backlog: its work goes behind what changes just now
@@ -27,11 +27,6 @@ _COLUMNS = """d.tenant, d.document_id, d.source, d.entity, d.partition, d.positi
 def parameter(values: Iterable[int | str | Sequence[str]]) -> str:
     """Return values as the parameter of `json_each`."""
     return orjson.dumps(list(values)).decode()
-
-
-def digest_of(key: Key) -> str:
-    """Return the digest by which an erased document is known, once its name must be forgotten."""
-    return hashlib.sha256(SEPARATOR.join(key).encode()).hexdigest()
 
 
 class SqliteDocuments:
@@ -54,7 +49,7 @@ class SqliteDocuments:
         self._provider, self._clock = provider, clock
         self.freshness = FreshnessTable(database, COMPONENT)
         self._visibilities: dict[tuple[str, str, tuple[str, ...]], int] = {}
-        self.on_work: Callable[[], None] = _nothing  # called when there is new work
+        self.on_work: Callable[[], None] = nothing
 
     # Load -------------------------------------------------------------------------------------------------------
 
@@ -118,7 +113,7 @@ class SqliteDocuments:
         for key in state.changed:
             self._save_document(state, key)
         self.freshness.save(state.sightings)
-        if state.work:
+        if any(state.documents[key].waits for key in state.changed):
             self._database.unit.on_commit.append(self.on_work)
 
     def _save_fences(self, state: WorkingSet) -> None:
@@ -161,9 +156,9 @@ class SqliteDocuments:
                 values,
             )
             row_id = cursor.lastrowid or 0
-        if (work := state.work.get(key)) is not None:
-            self._save_work(row_id, document, work)
-        elif not document.waits:
+        if document.waits:
+            self._save_work(row_id, document, state.work[key])
+        else:
             writer.execute("DELETE FROM knowledge_jobs WHERE document=?", (row_id,))
 
     def _save_work(self, row_id: int, document: Document, work: Work) -> None:
@@ -247,7 +242,3 @@ class SqliteDocuments:
     def forget_visibilities(self) -> None:
         """Drop what is remembered of the table of visibilities, which a rebuild empties."""
         self._visibilities.clear()
-
-
-def _nothing() -> None:
-    pass

@@ -1,19 +1,19 @@
 """The retry state of documents in the installation's SQLite database: what the enrichment runner works through."""
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from headwater.embedder.v1 import events_pb2
-from services.embedder.events import job_event, job_proto
+from services.embedder.events import GROUP, job_event, job_proto
+from services.embedder.ports import Assignment
 from services.embedder.sqlite_documents import IN, parameter
 from services.embedder.state import Key
 from services.kernel import topics
 from services.kernel.jobs import Job, JobState, Lane, retried
-from services.kernel.log import Log, Message
+from services.kernel.log import Log, Message, Offsets
 from services.kernel.sqlite import Database, Transaction
-
-GROUP = "embedder"
 
 # How often a rebuild, which publishes nothing, is looked at.
 _MUTED_POLL_S = 0.05
@@ -23,31 +23,6 @@ _JOINED = (
     "SELECT d.tenant, d.document_id, j.document, j.version, j.provider, j.lane, j.size, j.state, j.attempts, j.due_at, "
     "j.last_error FROM knowledge_jobs j JOIN knowledge_documents d ON d.id=j.document"
 )
-
-
-class Assignment(NamedTuple):
-    """What a job is to make searchable.
-
-    Attributes:
-        document: where the document is stored.
-        key: names it.
-        version: its version that is wanted.
-        indexed: its version that can be found.
-        name, media_type: how its content is to be read.
-        content: the content; None when it is in the log, at this place.
-        topic, partition, offset: a place of the log.
-    """
-
-    document: int
-    key: Key
-    version: str
-    indexed: str
-    name: str
-    media_type: str
-    content: bytes | None
-    topic: str
-    partition: int
-    offset: int
 
 
 def row_id(job: Job) -> int:
@@ -106,7 +81,7 @@ class SqliteJobs:
         if not self._log.is_muted(GROUP):
             unit.emit(list(messages))
 
-    def assignment(self, job: Job) -> Assignment | None:
+    async def assignment(self, job: Job) -> Assignment | None:
         """Return what a job is to do; None when it is not wanted any more."""
         row = self._database.reader.execute(
             """SELECT d.tenant, d.document_id, j.version, d.version, d.name, j.media_type, j.content, j.topic,
@@ -115,11 +90,11 @@ class SqliteJobs:
                WHERE j.document=? AND j.version=?""",
             (job.key, job.version),
         ).fetchone()
-        return Assignment(row_id(job), Key(row[0], row[1]), *row[2:]) if row else None
+        return Assignment(Key(row[0], row[1]), *row[2:]) if row else None
 
     # For people -------------------------------------------------------------------------------------------------
 
-    def listed(self, tenant: str, states: Collection[JobState], limit: int) -> list[events_pb2.EmbeddingJob]:
+    async def listed(self, tenant: str, states: Collection[JobState], limit: int) -> list[events_pb2.EmbeddingJob]:
         """Return the jobs of a tenant in any of the states, those due first first."""
         rows = self._database.reader.execute(
             f"{_JOINED} WHERE d.tenant=? AND j.state {IN} ORDER BY j.due_at, j.document LIMIT ?",
@@ -127,7 +102,7 @@ class SqliteJobs:
         )
         return [job_proto(tenant, document_id, _job(fields)) for tenant, document_id, *fields in rows.fetchall()]
 
-    def counts(self, tenant: str) -> dict[JobState, int]:
+    async def counts(self, tenant: str) -> dict[JobState, int]:
         """Return how many documents of a tenant are in each state."""
         reader = self._database.reader
         rows = reader.execute(
@@ -169,33 +144,42 @@ class SqliteJobs:
 
     async def all_finished(self) -> None:
         """Wait until no job waits to be done; those that were given up do not count."""
+        await self._until(self._is_finished, float("inf"), _MUTED_POLL_S)
+
+    async def finished_before(self, before: Offsets, timeout_s: float) -> bool:
+        """Wait until no job waits of a record below an offset of a (topic, partition); False after `timeout_s`."""
+        return await self._until(lambda: not self._unfinished_before(before), timeout_s, timeout_s)
+
+    async def _until(self, is_so: Callable[[], bool], timeout_s: float, poll_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
         while True:
             # Before looking, so that nothing that happens meanwhile is missed.
             seen = {(topics.JOBS, partition): end for partition, end in enumerate(await self._log.end(topics.JOBS))}
-            if not self.unfinished():
-                return
-            await self._log.wait_for((topics.JOBS,), seen, _MUTED_POLL_S)
+            if is_so():
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            await self._log.wait_for((topics.JOBS,), seen, min(left, poll_s))
 
-    def unfinished(self) -> bool:
-        """Tell whether a job waits to be done; those that were given up do not count."""
-        return self._one("SELECT 1 FROM knowledge_jobs WHERE state<>'parked' LIMIT 1") is not None
+    def _is_finished(self) -> bool:
+        return self._one("SELECT 1 FROM knowledge_jobs WHERE state<>'parked' LIMIT 1") is None
 
-    def unfinished_before(self, before: Mapping[tuple[str, int], int]) -> bool:
-        """Tell whether a job waits of a record below an offset of a (topic, partition)."""
+    def _unfinished_before(self, before: Offsets) -> bool:
         sql = "SELECT 1 FROM knowledge_jobs WHERE state<>'parked' AND topic=? AND partition=? AND origin<? LIMIT 1"
         return any(self._one(sql, *place, offset) is not None for place, offset in before.items())
 
-    def unfinished_count(self) -> int:
+    async def unfinished_count(self) -> int:
         """Return how many jobs wait to be done."""
         return int(self._one("SELECT count(*) FROM knowledge_jobs WHERE state<>'parked'") or 0)
 
-    def first_unfinished(self, topic: str, partition: int) -> int | None:
+    async def first_unfinished(self, topic: str, partition: int) -> int | None:
         """Return the offset of the oldest record of a partition whose document cannot be found yet."""
         return self._one(
             "SELECT min(origin) FROM knowledge_jobs WHERE state<>'parked' AND topic=? AND partition=?", topic, partition
         )
 
-    def unfinished_since_ms(self, tenant: str, source: str) -> int | None:
+    async def unfinished_since_ms(self, tenant: str, source: str) -> int | None:
         """Return the event time of the oldest change of a source that cannot be found yet."""
         sql = "SELECT min(since_ms) FROM knowledge_jobs WHERE state<>'parked' AND tenant=? AND source=?"
         return self._one(sql, tenant, source)
@@ -204,7 +188,7 @@ class SqliteJobs:
         row = self._database.reader.execute(sql, parameters).fetchone()
         return row[0] if row else None
 
-    def parked(self, before: Mapping[tuple[str, int], int]) -> list[events_pb2.EmbeddingJob]:
+    async def parked(self, before: Offsets) -> list[events_pb2.EmbeddingJob]:
         """Return the jobs that were given up, of records below the offsets."""
         found = []
         for (topic, partition), offset in before.items():

@@ -1,10 +1,12 @@
 """What is known of documents, and the working set of one batch of changes. Pure."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from services.kernel.freshness import Sightings
 from services.kernel.jobs import Lane
+from services.kernel.log import SEPARATOR
 from services.kernel.positions import newer
 
 
@@ -13,6 +15,11 @@ class Key(NamedTuple):
 
     tenant: str
     document_id: str
+
+
+def digest_of(key: Key) -> str:
+    """Return the digest by which an erased document is known, once its name must be forgotten."""
+    return hashlib.sha256(SEPARATOR.join(key).encode()).hexdigest()
 
 
 class Entity(NamedTuple):
@@ -42,7 +49,8 @@ class Document:
             position at which they are known; JSON objects.
         chunks: how many chunks can be found.
         waits: whether a job for `wanted` is open.
-        row_id: where it is stored; 0 when it is not yet.
+        row_id: where it is stored: a number that no other document had before, of the same name neither; 0 when it is
+            not yet.
     """
 
     key: Key
@@ -69,7 +77,11 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be made searchable: the content itself, or, when None, that of the record at this place of the log."""
+    """What is to be made searchable: the content itself, or, when None, that of the record at this place of the log.
+
+    It is known of every document that a batch accepts, also where there is nothing to do: an older place of the log may
+    be compacted away.
+    """
 
     content: bytes | None
     media_type: str
@@ -100,8 +112,8 @@ class WorkingSet:
         lane: where new work of this batch goes, unless it says otherwise itself.
         sightings: what the batch tells of its sources.
         changed, fenced, truncated_now: what has to be saved.
-        removed: stored rows that have to go.
-        work: new work, by document.
+        removed: stored ones that have to go, by their `row_id`.
+        work: what the accepted documents are made of.
     """
 
     documents: dict[Key, Document] = field(default_factory=dict)
@@ -127,14 +139,11 @@ class WorkingSet:
         stored = document.position if document is not None else self.fences.get(key, "")
         return not newer(position, stored)
 
-    def put(self, document: Document, work: Work | None) -> None:
-        """Accept a document; `work` is what has to be done before its newest version can be found."""
+    def put(self, document: Document, work: Work) -> None:
+        """Accept a document; `work` is what its newest version is made of."""
         self.documents[document.key] = document
         self.changed.add(document.key)
-        if work is not None:
-            self.work[document.key] = work
-        elif not document.waits:
-            self.work.pop(document.key, None)
+        self.work[document.key] = work
         if self.fences.pop(document.key, None) is not None:
             self.fenced.add(document.key)
 

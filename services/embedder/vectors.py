@@ -141,7 +141,10 @@ class VectorIndex:
     def vectors(self, chunks: Sequence[int]) -> Mapping[int, Vector]:
         """Return the vectors of chunks; unknown ones are left out."""
         with self._lock:
-            return {chunk: self._matrix[self._row_of[chunk]].copy() for chunk in chunks if chunk in self._row_of}
+            known = [chunk for chunk in chunks if chunk in self._row_of]
+            return (
+                dict(zip(known, self._matrix[[self._row_of[chunk] for chunk in known]], strict=True)) if known else {}
+            )
 
     def _new_row(self, chunk: int) -> int:
         import numpy as np

@@ -122,8 +122,11 @@ class Classifier:
 
     async def settled(self) -> None:
         """Wait until no job is due and none runs; while the answers are taken in again, they all wait."""
-        while not self._is_replay() and (self._runner.scheduler.running or not self._jobs.is_quiet(self._clock())):
+        while self._is_busy() and not self._is_replay():  # noqa: ASYNC110 - time passes
             await asyncio.sleep(QUIET_CHECK_S)
+
+    def _is_busy(self) -> bool:
+        return bool(self._runner.scheduler.running) or not self._jobs.is_quiet(self._clock())
 
     def _is_replay(self) -> bool:
         return self._log.is_muted(self._answers_group)

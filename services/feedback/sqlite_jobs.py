@@ -49,10 +49,8 @@ class SqliteJobs:
         unit.executemany(
             f"UPDATE feedback_jobs SET state='done' WHERE tenant=? AND subject=? AND words<>? AND {_WAITS}", current
         )
-        new = unit.executemany(
-            "INSERT OR IGNORE INTO feedback_jobs VALUES (?, ?, ?, 'pending', 0, 0, '')",
-            [job for job in current if job[2]],
-        )
+        wanted = [job for job in current if job[2]]
+        new = unit.executemany("INSERT OR IGNORE INTO feedback_jobs VALUES (?, ?, ?, 'pending', 0, 0, '')", wanted)
         if new.rowcount > 0:
             unit.on_commit.append(self.on_new)
 

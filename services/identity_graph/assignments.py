@@ -7,9 +7,10 @@ from headwater.common.v1 import common_pb2
 from headwater.identity_graph.v1 import events_pb2
 from services.identity_graph.clustering import Outcome
 from services.identity_graph.model import Key, Link, Standing, birth_id, split_key, split_link
+from services.identity_graph.ports import Told
 from services.identity_graph.working_set import Node, WorkingSet
 from services.kernel import topics
-from services.kernel.log import Message
+from services.kernel.log import Message, Record
 
 ASSIGNED = events_pb2.RecordAssigned.DESCRIPTOR.full_name
 
@@ -32,9 +33,10 @@ def assignments(state: WorkingSet, outcome: Outcome) -> list[Message]:
             else:
                 now = standing_of(row.node, row.key)
                 if row.node_before is None or row.sighted or now != _standing_before(row.node_before, row.key):
-                    messages.append(_message(state, row.key, row.first_seen, now, row.cause_ms))
+                    messages.append(assigned(row.key, row.first_seen, now, state.generation, row.cause_ms))
         elif row.node is not None and row.sighted:
-            messages.append(_message(state, row.key, row.first_seen, standing_of(row.node, row.key), row.cause_ms))
+            now = standing_of(row.node, row.key)
+            messages.append(assigned(row.key, row.first_seen, now, state.generation, row.cause_ms))
     for node in outcome.nodes:
         if node.rows and node.before.rows and node.standing != node.before.standing:
             messages.extend(_of_members(state, node))
@@ -51,8 +53,12 @@ def _standing_before(node: Node, key: Key) -> Assignment:
 
 
 def _assignment(node: Node, standing: Standing, key: Key) -> Assignment:
+    return assignment_of(node.content.links, standing, key)
+
+
+def assignment_of(links: tuple[Link, ...], standing: Standing, key: Key) -> Assignment:
+    """Return what the graph says of one of the records that hold links."""
     profile, suspect, muted = standing
-    links = node.content.links
     if muted:
         links = tuple(link for link in links if link not in muted)
     return Assignment(profile or birth_id(key), links, suspect)
@@ -65,7 +71,8 @@ def _of_members(state: WorkingSet, node: Node) -> Iterator[Message]:
     for key, first_seen in sorted(node.members.items()):
         row = state.rows.get(key)
         if row is None or (row.node is row.node_before and not row.sighted):
-            yield _message(state, key, first_seen, standing_of(node, key), node.cause_ms or state.newest_ms)
+            now, cause_ms = standing_of(node, key), node.cause_ms or state.newest_ms
+            yield assigned(key, first_seen, now, state.generation, cause_ms)
 
 
 def gone(key: Key, first_seen: int, generation: int, cause_ms: int = 0) -> Message:
@@ -74,8 +81,9 @@ def gone(key: Key, first_seen: int, generation: int, cause_ms: int = 0) -> Messa
     return Message(topics.ASSIGNMENTS, key.encode(), event.SerializeToString(), ASSIGNED, cause_ms or first_seen)
 
 
-def _message(state: WorkingSet, key: Key, first_seen: int, now: Assignment, cause_ms: int) -> Message:
-    event = _event(key, first_seen, state.generation)
+def assigned(key: Key, first_seen: int, now: Assignment, generation: int, cause_ms: int) -> Message:
+    """Return the message that tells of a record's profile."""
+    event = _event(key, first_seen, generation)
     event.profile_id, event.suspect = now.profile, now.suspect
     add = event.identifiers.add
     for link in now.links:
@@ -89,6 +97,15 @@ def _event(key: Key, first_seen: int, generation: int) -> events_pb2.RecordAssig
     event = events_pb2.RecordAssigned(tenant=tenant, record=record, generation=generation)
     event.first_seen.seconds, event.first_seen.nanos = first_seen // 1000, first_seen % 1000 * 1_000_000
     return event
+
+
+def told_by(record: Record) -> Told:
+    """Return what an assignment tells."""
+    key = (record.key or b"").decode()
+    if record.value is None:
+        return Told(key, None, 0)
+    event = events_pb2.RecordAssigned.FromString(record.value)
+    return Told(key, event.first_seen.ToMilliseconds(), event.generation)
 
 
 def identifier(link: Link) -> common_pb2.Identifier:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from services.identity_graph.assignments import assignments
 from services.identity_graph.changes import Delta, Effect, read_change, scope_prefix
-from services.identity_graph.clustering import Outcome
+from services.identity_graph.clustering import NOTHING, Outcome
 from services.identity_graph.columns import Extractor
 from services.identity_graph.decider import apply
 from services.identity_graph.journal import decisions
@@ -15,8 +15,7 @@ from services.identity_graph.ports import GraphStore
 from services.identity_graph.reading import take_rows
 from services.identity_graph.working_set import WorkingSet
 from services.kernel import topics
-from services.kernel.freshness import FreshnessTable
-from services.kernel.log import Message, Progress, Record
+from services.kernel.log import Ledger, Message, Progress, Record
 from services.kernel.processor import Decision, Processor
 
 GROUP = "identity-graph"
@@ -27,12 +26,12 @@ class Work:
     """A batch whose changes have been decided, and what follows from them.
 
     Attributes:
-        state: the working set.
+        state: the working set; None for an empty batch.
         decided: per offset, what became of the record, or why it cannot be read.
         outcome: who is who now.
     """
 
-    state: WorkingSet
+    state: WorkingSet | None
     decided: dict[int, Decision | Exception]
     outcome: Outcome
 
@@ -40,12 +39,13 @@ class Work:
 class ChangeStore:
     """The state of a batch of changes; see `services.kernel.processor.Store`."""
 
-    def __init__(self, graph: GraphStore, freshness: FreshnessTable, extractor: Extractor, kinds: Kinds) -> None:
-        self._graph, self._freshness = graph, freshness
-        self._extractor, self._kinds = extractor, kinds
+    def __init__(self, graph: GraphStore, extractor: Extractor, kinds: Kinds) -> None:
+        self._graph, self._extractor, self._kinds = graph, extractor, kinds
 
     async def load(self, batch: Sequence[Record]) -> Work:
         """Decide on the records, and load and work out the components that they change."""
+        if not batch:
+            return Work(None, {}, NOTHING)
         decided: dict[int, Decision | Exception] = {}
         deltas = []
         for record in batch:
@@ -53,14 +53,14 @@ class ChangeStore:
                 deltas.append(read_change(record, self._extractor))
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it: `decide` tells, so that it stands alone
                 decided[record.offset] = error
-        state = await self._begin(deltas)
+        state = await self._begin(deltas, batch[0].partition)
         for delta in deltas:
             decided[delta.offset] = apply(state, delta)
         return Work(state, decided, await work_out(self._graph, state))
 
-    async def _begin(self, deltas: Sequence[Delta]) -> WorkingSet:
+    async def _begin(self, deltas: Sequence[Delta], partition: int) -> WorkingSet:
         keys = {delta.key for delta in deltas if delta.effect in {Effect.HOLD, Effect.REMOVE}}
-        state = await begin(self._graph, self._kinds, keys, deltas[0].partition if deltas else 0)
+        state = await begin(self._graph, self._kinds, keys, partition)
         for delta in deltas:
             if delta.effect is Effect.TRUNCATE:
                 prefix = scope_prefix(delta.tenant, delta.source, delta.entity)
@@ -69,9 +69,9 @@ class ChangeStore:
 
     async def save(self, state: Work, progress: Progress) -> None:
         """Make the batch last."""
-        del progress  # the graph is in the log's own database
-        await self._graph.write(state.state, state.outcome)
-        self._freshness.save(state.state.sightings)
+        del progress  # the graph is in the log's own database, or has a ledger
+        if state.state is not None:
+            await self._graph.write(state.state, state.outcome)
 
 
 def decide(work: Work, record: Record) -> Decision:
@@ -84,9 +84,11 @@ def decide(work: Work, record: Record) -> Decision:
 
 def finish(work: Work) -> list[Message]:
     """Return the events that a batch leads to."""
+    if work.state is None:
+        return []
     return [*assignments(work.state, work.outcome), *decisions(work.state, work.outcome)]
 
 
-def processor(store: ChangeStore) -> Processor[Work]:
+def processor(store: ChangeStore, ledger: Ledger | None = None) -> Processor[Work]:
     """Return the consumer group's work."""
-    return Processor(GROUP, (topics.CHANGES,), store, decide, finish)
+    return Processor(GROUP, (topics.CHANGES,), store, decide, finish, ledger=ledger)

@@ -12,7 +12,7 @@ from services.identity_graph.working_set import WorkingSet
 from services.kernel import topics
 from services.kernel.erasure import acknowledgement
 from services.kernel.errors import InvalidInputError
-from services.kernel.log import DEFAULT_TENANT, Message, Progress, Record, partition_of
+from services.kernel.log import DEFAULT_TENANT, Ledger, Message, Progress, Record, partition_of
 from services.kernel.processor import APPLIED, Decision, Outcome, Processor
 
 GROUP = "identity-erasures"
@@ -71,7 +71,7 @@ class SubjectStore:
 
     async def _erase(self, request: events_pb2.ErasureRequested, now_ms: int) -> list[Message]:
         keys = [key_text(request.tenant or DEFAULT_TENANT, record) for record in request.records]
-        state = await begin(self._graph, self._kinds, keys, 0)
+        state = await begin(self._graph, self._kinds, keys, None)
         fences = self._fences(request, keys, state)
         forgotten = take_out(state, fences)
         removed = {
@@ -132,6 +132,6 @@ def decide(work: Work, record: Record) -> Decision:
     return Decision(Outcome.APPLIED, outputs) if outputs else APPLIED
 
 
-def processor(store: SubjectStore) -> Processor[Work]:
+def processor(store: SubjectStore, ledger: Ledger | None = None) -> Processor[Work]:
     """Return the consumer group's work."""
-    return Processor(GROUP, (topics.ERASURES, topics.ERASURES_DONE), store, decide)
+    return Processor(GROUP, (topics.ERASURES, topics.ERASURES_DONE), store, decide, ledger=ledger)

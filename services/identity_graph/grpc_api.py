@@ -147,7 +147,7 @@ class IdentityGraphApi(service_pb2_grpc.IdentityGraphServiceServicer):
         state = await self._erasures.state(request.erasure_id)
         if state is None:  # perhaps it was asked for just now
             ends = {(topics.ERASURES, place): end for place, end in enumerate(await self._log.end(topics.ERASURES))}
-            await self._log.wait_committed([erasure.GROUP], position_of(ends), min(2.0, _time_left(context)))
+            await self._log.wait_committed([erasure.GROUP], position_of(ends), min(CATCH_UP_S, _time_left(context)))
             state = await self._erasures.state(request.erasure_id)
         if state is None:
             raise NotFoundError(f"there is no erasure {request.erasure_id}: `Erase` gives its id")

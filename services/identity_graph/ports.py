@@ -1,14 +1,16 @@
 """What identity resolution needs of a graph store: reads by set, one write a batch. All within one unit of work."""
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+import sqlite3
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from headwater.common.v1 import events_pb2
+from headwater.common.v1 import common_pb2, events_pb2
 from services.identity_graph.clustering import Outcome
 from services.identity_graph.explain import Evidence
 from services.identity_graph.model import Crowd, Erased, Key, Link, Scope
 from services.identity_graph.working_set import Node, Row, StoredNode, StoredRow, WorkingSet
-from services.kernel.freshness import FreshnessTable
+from services.kernel.freshness import Backlog, Groups
+from services.kernel.log import Ledger
 
 
 class Found(NamedTuple):
@@ -36,11 +38,48 @@ class Subject(NamedTuple):
     links: tuple[Link, ...]
 
 
-class GraphReader(Protocol):
-    """Reads for a batch."""
+class Told(NamedTuple):
+    """What the newest assignment of a record tells: its first sighting (None: it was erased), and its generation."""
 
-    async def counters(self) -> tuple[int, int]:
-        """Return the next generation of assignments and the next free id of a node."""
+    key: Key
+    first_seen: int | None
+    generation: int
+
+
+class GraphReader(Protocol):
+    """Reads for a batch.
+
+    Where several workers share a graph, what a batch decides by must not change until its outcome lasts: so it is
+    claimed before it is read. Claims are made in the order `enter`, `claim_links`, `claim`, and end with the unit of
+    work. See docs/decisions/0011-identity-in-neo4j.md.
+    """
+
+    async def enter(self, partition: int | None) -> int:
+        """Begin a batch of a partition of `changes`, or of something that concerns them all (None).
+
+        Nobody else takes in changes of it until the unit of work ends.
+
+        Returns:
+            The next free id of a node or component.
+        """
+
+    async def claim_links(self, links: Collection[Link], contents: Collection[tuple[str, str]]) -> None:
+        """Keep others from anything that follows from who holds the links.
+
+        Args:
+            links: whose holders change in this batch, all of them.
+            contents: tenant and text of those without links whose rows change.
+        """
+
+    async def claim(self, components: Collection[int], node_ids: Collection[int] = ()) -> bool:
+        """Keep others from changing components, and nodes that are in none.
+
+        Returns:
+            Whether any of them was not claimed yet: then what was read of them must be read again.
+        """
+
+    async def generation(self) -> int:
+        """Return a number for assignments: higher than all that were told of the records and nodes that were read."""
 
     async def rows(self, keys: Collection[Key]) -> Sequence[StoredRow]:
         """Return the records that are there."""
@@ -80,7 +119,7 @@ class GraphStore(GraphReader, Protocol):
     """Reads and the write of a batch."""
 
     async def write(self, state: WorkingSet, outcome: Outcome) -> None:
-        """Make a batch's outcome last, within the open unit of work."""
+        """Make a batch's outcome last, and what it tells of its sources, within the open unit of work."""
 
     async def forget(self, keys: Collection[Key], fences: Mapping[str, Erased]) -> None:
         """Remove what is left of records that are out of the graph, and keep the fences, by birth id."""
@@ -146,9 +185,83 @@ class ErasureReader(Protocol):
         """Return what is known of an erasure."""
 
 
+class FreshnessReader(Protocol):
+    """Tells what the graph is current to."""
+
+    async def report(self, tenant: str, backlog: Backlog, groups: Groups) -> common_pb2.StoreFreshness:
+        """Return what the graph is current to, for a tenant; see `services.kernel.freshness.report`."""
+
+
+class GraphLife(Protocol):
+    """What happens to the graph as a whole."""
+
+    async def start(self) -> None:
+        """Make the store ready, before anything else; raises UnavailableError when it is not there."""
+
+    async def is_whole(self) -> bool:
+        """Tell whether there is a graph, or somebody in this process makes it again; else no batch begins."""
+
+    async def close(self) -> None:
+        """Leave the store."""
+
+    async def reset(self) -> None:
+        """Forget everything but the fences of erasures and the numbers that must go on growing."""
+
+    async def seed(self, rows: Iterable[Told]) -> None:
+        """Take first sightings over from the service's own events, before a rebuild."""
+
+    async def fingerprint(self) -> str | None:
+        """Return the fingerprint of the settings that the graph was worked out by; None when it never was."""
+
+    async def renew(self, fingerprint: str, told: AsyncIterator[Sequence[Told]]) -> None:
+        """Keep the settings' fingerprint; where the graph is not made by them, empty it, and remember who was somebody.
+
+        Where there was another fingerprint, the group must be back at the beginning of its topics.
+
+        Args:
+            fingerprint: of the settings.
+            told: what the service's own events tell, where the store itself has it no more.
+        """
+
+    async def ghosts(self) -> tuple[int, Sequence[tuple[Key, int]]]:
+        """Return a generation, and key and first sighting of those who have not come back since it was emptied."""
+
+    async def lay_ghosts(self) -> None:
+        """Forget the ghosts: they have been told of."""
+
+    async def hash(self, snapshot: sqlite3.Connection) -> str:
+        """Return the hash of the graph: who is who, by what evidence, and what is quarantined.
+
+        It is a function of the records that are there now, whatever came and went before: positions, generations, names
+        of nodes and what is kept of records that are gone do not count.
+
+        Args:
+            snapshot: of the local database.
+        """
+
+
 class IdentityStores(NamedTuple):
     """What the API answers from."""
 
     queries: GraphQueries
     erasures: ErasureReader
-    freshness: FreshnessTable
+    freshness: FreshnessReader
+
+
+class Adapters(NamedTuple):
+    """All of a graph, in one store.
+
+    Attributes:
+        stores: what the API answers from.
+        life: the graph as a whole.
+        changes, subjects: the graph for the group that takes changes in, and for the one that takes subjects out.
+        erasures: for the latter.
+        ledgers: of the two groups, in this order; None where the store is the log's own database.
+    """
+
+    stores: IdentityStores
+    life: GraphLife
+    changes: GraphStore
+    subjects: GraphStore
+    erasures: ErasureStore
+    ledgers: tuple[Ledger | None, Ledger | None]

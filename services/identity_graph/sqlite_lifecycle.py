@@ -2,61 +2,43 @@
 
 import itertools
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from services.identity_graph.model import Key, birth_id
+from services.identity_graph.ports import Told
+from services.identity_graph.sqlite_erasures import SqliteErasures
 from services.identity_graph.sqlite_reads import SqliteReads
+from services.kernel.freshness import FreshnessTable
 from services.kernel.hashing import state_hash
+from services.kernel.sqlite import Database
 
 
 class SqliteLifecycle(SqliteReads):
-    """The life of the graph's tables; everything happens in the open unit of work."""
+    """See `ports.GraphLife`; everything happens in the open unit of work of the database."""
+
+    def __init__(self, database: Database, erasures: SqliteErasures, freshness: FreshnessTable) -> None:
+        super().__init__(database)
+        self._erasures, self._freshness = erasures, freshness
+
+    async def start(self) -> None:
+        """Do nothing: the tables are there."""
+
+    async def is_whole(self) -> bool:
+        """Return True: the tables are emptied in one transaction with the log."""
+        return True
+
+    async def close(self) -> None:
+        """Do nothing: the database is everybody's."""
 
     async def reset(self) -> None:
         """Forget everything but the fences of erasures and the numbers that must go on growing."""
         for table in ("records", "nodes", "links", "crowds", "truncations", "buried"):
             self.connection.execute(f"DELETE FROM identity_{table}")
+        await self._erasures.reset()
+        self._freshness.reset()
 
-    async def fingerprint(self) -> str | None:
-        """Return the fingerprint of the settings that the graph was worked out by."""
-        row = self.connection.execute("SELECT fingerprint FROM identity_settings").fetchone()
-        return None if row is None else str(row[0])
-
-    async def set_fingerprint(self, fingerprint: str) -> None:
-        """Keep the fingerprint of the settings."""
-        self.connection.execute("DELETE FROM identity_settings")
-        self.connection.execute("INSERT INTO identity_settings VALUES (?)", (fingerprint,))
-
-    async def start_over(self) -> None:
-        """Empty the graph, but remember first sightings and who was told to be somebody."""
-        run = self.connection.execute
-        run("INSERT OR IGNORE INTO identity_ghosts SELECT key, first_seen FROM identity_records WHERE node IS NOT NULL")
-        run("UPDATE identity_records SET node=NULL, place=-1, position='', carried=NULL, buried=NULL, aside=NULL")
-        for table in ("nodes", "links", "crowds", "truncations", "buried"):
-            run(f"DELETE FROM identity_{table}")
-
-    async def lay_ghosts(self) -> tuple[int, list[tuple[Key, int]]]:
-        """Forget the ghosts.
-
-        Returns:
-            A generation, and key and first sighting of those that did not come back into the graph.
-        """
-        run = self.connection.execute
-        generation, _ = await self.counters()
-        run("UPDATE identity_counters SET value=? WHERE name='generation'", (generation,))
-        gone = run(
-            "SELECT key, first_seen FROM identity_ghosts WHERE key NOT IN "
-            "(SELECT key FROM identity_records WHERE node IS NOT NULL) ORDER BY key"
-        ).fetchall()
-        run("DELETE FROM identity_ghosts")
-        return generation, gone
-
-    async def seed(self, rows: Iterable[tuple[Key, int | None, int]]) -> None:
-        """Take first sightings over from the service's own events, before a rebuild.
-
-        Args:
-            rows: record, first sighting (None: the record was erased), and the generation of the assignment.
-        """
+    async def seed(self, rows: Iterable[Told]) -> None:
+        """Take first sightings over from the service's own events, before a rebuild."""
         for key, first_seen, generation in rows:
             if first_seen is None:
                 self.connection.execute("DELETE FROM identity_records WHERE key=?", (key,))
@@ -70,15 +52,44 @@ class SqliteLifecycle(SqliteReads):
                 "UPDATE identity_counters SET value=max(value, ?) WHERE name='generation'", (generation,)
             )
 
+    async def fingerprint(self) -> str | None:
+        """Return the fingerprint of the settings that the graph was worked out by; None when it never was."""
+        row = self.connection.execute("SELECT fingerprint FROM identity_settings").fetchone()
+        return None if row is None else str(row[0])
 
-async def hash_of(connection: sqlite3.Connection) -> str:
-    """Return the hash of the graph: who is who, by what evidence, and what is quarantined.
+    async def renew(self, fingerprint: str, told: AsyncIterator[Sequence[Told]]) -> None:
+        """Keep the settings' fingerprint; where there was another, empty the graph, but remember who was somebody."""
+        del told  # first sightings stay here
+        run = self.connection.execute
+        if await self.fingerprint() is not None:
+            run(
+                "INSERT OR IGNORE INTO identity_ghosts "
+                "SELECT key, first_seen FROM identity_records WHERE node IS NOT NULL"
+            )
+            run("UPDATE identity_records SET node=NULL, place=-1, position='', carried=NULL, buried=NULL, aside=NULL")
+            for table in ("nodes", "links", "crowds", "truncations", "buried"):
+                run(f"DELETE FROM identity_{table}")
+        run("DELETE FROM identity_settings")
+        run("INSERT INTO identity_settings VALUES (?)", (fingerprint,))
 
-    It is a function of the records that are there now, whatever came and went before: positions, generations, names of
-    nodes and what is kept of records that are gone do not count.
-    """
-    records = connection.execute(
-        "SELECT r.key, coalesce(n.profile, r.birth), n.suspect, n.text, n.muted, r.first_seen "
-        "FROM identity_records r JOIN identity_nodes n ON n.id = r.node"
-    )
-    return await state_hash(itertools.chain(records, connection.execute("SELECT * FROM identity_crowds")))
+    async def ghosts(self) -> tuple[int, Sequence[tuple[Key, int]]]:
+        """Return a generation, and key and first sighting of those who have not come back since it was emptied."""
+        gone = self.connection.execute(
+            "SELECT key, first_seen FROM identity_ghosts WHERE key NOT IN "
+            "(SELECT key FROM identity_records WHERE node IS NOT NULL) ORDER BY key"
+        ).fetchall()
+        generation = await self.generation()
+        self.connection.execute("UPDATE identity_counters SET value=? WHERE name='generation'", (generation,))
+        return generation, gone
+
+    async def lay_ghosts(self) -> None:
+        """Forget the ghosts: they have been told of."""
+        self.connection.execute("DELETE FROM identity_ghosts")
+
+    async def hash(self, snapshot: sqlite3.Connection) -> str:
+        """Return the hash of the graph: who is who, by what evidence, and what is quarantined."""
+        records = snapshot.execute(
+            "SELECT r.key, coalesce(n.profile, r.birth), n.suspect, n.text, n.muted, r.first_seen "
+            "FROM identity_records r JOIN identity_nodes n ON n.id = r.node"
+        )
+        return await state_hash(itertools.chain(records, snapshot.execute("SELECT * FROM identity_crowds")))

@@ -22,10 +22,26 @@ class SqliteReads:
     def _is_empty(self, table: str) -> bool:
         return self.connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is None
 
-    async def counters(self) -> tuple[int, int]:
-        """Return the next generation of assignments and the next free id of a node."""
-        values = dict(self.connection.execute("SELECT name, value FROM identity_counters"))
-        return values["generation"] + 1, values["node"] + 1
+    async def enter(self, partition: int | None) -> int:
+        """Return the next free id of a node; there is one writer at a time."""
+        del partition
+        return self._counter("node") + 1
+
+    async def generation(self) -> int:
+        """Return the next generation of assignments."""
+        return self._counter("generation") + 1
+
+    def _counter(self, name: str) -> int:
+        row = self.connection.execute("SELECT value FROM identity_counters WHERE name=?", (name,)).fetchone()
+        return int(row[0])
+
+    async def claim_links(self, links: Collection[Link], contents: Collection[tuple[str, str]]) -> None:
+        """Do nothing: there is one writer at a time."""
+
+    async def claim(self, components: Collection[int], node_ids: Collection[int] = ()) -> bool:
+        """Do nothing: there is one writer at a time."""
+        del components, node_ids
+        return False
 
     async def rows(self, keys: Collection[Key]) -> Sequence[StoredRow]:
         """Return the records that are there."""

@@ -9,13 +9,19 @@ from services.identity_graph.model import Erased, Key, birth_id, buried
 from services.identity_graph.sqlite_reads import SqliteReads
 from services.identity_graph.sqlite_schema import as_json, checksum
 from services.identity_graph.working_set import LINK_SEPARATOR, Node, Row, StoredRow, WorkingSet
+from services.kernel.freshness import FreshnessTable
+from services.kernel.sqlite import Database
 
 
 class SqliteGraph(SqliteReads):
     """See `ports.GraphStore`."""
 
+    def __init__(self, database: Database, freshness: FreshnessTable) -> None:
+        super().__init__(database)
+        self._freshness = freshness
+
     async def write(self, state: WorkingSet, outcome: Outcome) -> None:
-        """Make a batch's outcome last, within the open unit of work."""
+        """Make a batch's outcome last, and what it tells of its sources, within the open unit of work."""
         self._write_nodes(outcome.nodes)
         self._write_rows(row for row in state.rows.values() if row.touched)
         run = self.connection.executemany
@@ -34,6 +40,7 @@ class SqliteGraph(SqliteReads):
             "UPDATE identity_counters SET value=? WHERE name=?",
             [(state.generation, "generation"), (state.next_id - 1, "node")],
         )
+        self._freshness.save(state.sightings)
 
     async def forget(self, keys: Collection[Key], fences: Mapping[str, Erased]) -> None:
         """Remove what is left of records that are out of the graph, and keep the fences, by birth id."""

@@ -202,8 +202,8 @@ class WorkingSet:
 
     Attributes:
         kinds: the kinds of identifiers.
-        generation: the number of this batch's assignments.
         next_id: the next free id of a node or component.
+        generation: the number of this batch's assignments, once everything is worked out.
         rows: the records, by key.
         truncated: the newest truncation of each scope in the batch's partition.
         truncations: the scopes that the batch truncates, and the partition.
@@ -220,8 +220,8 @@ class WorkingSet:
     """
 
     kinds: Kinds
-    generation: int
     next_id: int
+    generation: int = 0
     rows: dict[Key, Row] = field(default_factory=dict)
     truncated: dict[Scope, str] = field(default_factory=dict)
     truncations: dict[Scope, int] = field(default_factory=dict)

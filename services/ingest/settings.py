@@ -1,4 +1,4 @@
-"""The settings of ingest: the table [ingest] of the configuration.
+r"""The settings of ingest: the table [ingest] of the configuration.
 
 [ingest]
 record_bytes_max = 4194304       # a longer record goes to dead_letters
@@ -23,7 +23,7 @@ access_key = "…"                 # by default what AWS_ACCESS_KEY_ID and its l
 secret_key = "…"
 
 [[ingest.topics]]                # topics of Kafka into which replicators write
-pattern = '(__debezium-heartbeat\\.)?crm(\\..*)?'  # what a topic's whole name matches; or names = ["…"]
+pattern = '(__debezium-heartbeat\.)?crm(\..*)?'  # what a topic's whole name matches; or names = ["…"]
 bootstrap_servers = "127.0.0.1:9092"  # by default the cluster of [kafka]; beside it the security settings of [kafka]
 format = "auto"
 source = ""                      # by default what the events call it
@@ -49,6 +49,7 @@ from services.kernel.settings import DOCUMENT_BYTES, DOCUMENT_BYTES_MAX, Section
 
 RESCAN_S_MIN = 0.1
 TOPIC_FORMATS = tuple(name for name in FORMATS if name != "kcat")  # that is for records outside of Kafka
+_BACKWARDS = re.compile(r"\\[1-9]|\(\?[P(]")
 _CREDENTIALS = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
 
 
@@ -251,9 +252,11 @@ def _topics(read: Section) -> TopicsSettings:
     if not names and not pattern:
         raise read.refusal("pattern", "is missing: name the topics by it, or by names")
     try:
-        re.compile(pattern)
+        re.compile(rf"(?:{pattern})\Z")
     except re.error as error:
         raise read.refusal("pattern", f"is not a regular expression ({error})") from error
+    if _BACKWARDS.search(pattern):  # patterns are joined to one, where groups have other numbers
+        raise read.refusal("pattern", "must not name groups, nor refer back to them")
     tenant = read.text("tenant")
     if SEPARATOR in tenant:
         raise read.refusal("tenant", "must not hold the character U+001F")

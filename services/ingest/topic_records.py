@@ -4,6 +4,8 @@ Whatever a record holds, the others go on: one that cannot be decoded becomes a 
 (see `decoders.kcat`), so that it can be put back. Each message's event id follows from the record's place.
 """
 
+import asyncio
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from services.ingest.schema_registry import SchemaRegistry
 from services.ingest.settings import Settings, TopicsSettings
 from services.kernel.errors import UnavailableError
 from services.kernel.log import Message
+from services.kernel.retry import backoff_s
 from services.kernel.settings import DOCUMENT_BYTES_MAX
 
 ENVELOPE = "kcat"  # the format of what a dead letter holds
@@ -27,15 +30,18 @@ log = structlog.get_logger(__name__)
 
 
 class Taken(NamedTuple):
-    """Records as messages, and how many of them came to what."""
+    """Records as messages, how many of them came to what, and why some were given up."""
 
     messages: Sequence[Message]
-    counts: Mapping[str, int]
+    outcomes: Mapping[str, int]
+    errors: Sequence[str]
 
-    def count(self) -> None:
-        """Tell the metrics, once the messages last."""
-        for outcome, number in self.counts.items():
+    def tell(self) -> None:
+        """Tell the metrics and the log, once the messages last."""
+        for outcome, number in self.outcomes.items():
             RECORDS.labels(outcome).inc(number)
+        if self.errors:
+            log.warning("topics.dead_letters", count=len(self.errors), first=self.errors[0])
 
 
 class Selection:
@@ -56,9 +62,12 @@ class Selection:
             return None
         return next((entry for entry in self.entries if entry.takes(topic)), None)
 
-    def match(self, topic: str) -> bool:
-        """Whether a topic is taken; so called because a client of Kafka takes this for a pattern."""
-        return self.entry(topic) is not None
+    def pattern(self) -> str:
+        """What the names of the topics match from their beginning, as one regular expression."""
+        own = "|".join(map(re.escape, sorted(self._own)))
+        names = [re.escape(name) for entry in self.entries for name in entry.names]
+        patterns = [f"(?:{entry.pattern})" for entry in self.entries if entry.pattern]
+        return (rf"(?!(?:{own})\Z)" if own else "") + rf"(?:{'|'.join((*names, *patterns))})\Z"
 
     def __str__(self) -> str:
         return ", ".join(name for entry in self.entries for name in (*entry.names, entry.pattern) if name)
@@ -86,35 +95,55 @@ class RecordDecoder:
         self._settings, self._buckets, self._registry = settings, buckets, registry
         self._partitions, self._clock = partitions, clock
 
-    async def take(self, records: Sequence[Any], selection: Selection) -> Taken:
+    async def take(self, records: Sequence[Any], selection: Selection, note: Callable[[str], None]) -> Taken:
         """Return what records mean; objects that notifications among them tell of are published.
+
+        Where the schema registry or an object store cannot be asked, they wait for it: nothing is given up for that.
 
         Args:
             records: as aiokafka gives them.
             selection: says as what they are taken.
-
-        Raises:
-            UnavailableError: the schema registry, or an object store, cannot be asked now.
+            note: is told what is being waited for, and nothing when it is over.
         """
+        attempt = 0
         while True:
             try:
-                attempt = _Attempt(self._settings, self._partitions(), self._now())
-                schemas = self._registry.schemas if self._registry is not None else None
-                for record in records:
-                    attempt.decode(record, selection.entry(record.topic) or TopicsSettings(), schemas)
-                break
-            except UnknownSchemaError as error:
-                if self._registry is None:
-                    raise UnavailableError(f"{error} is needed, and there is no schema registry") from error
-                await self._registry.fetch(error.schema_id)
+                taken = await self._taken(records, selection)
+            except UnavailableError as error:
+                attempt += 1
+                note(str(error))
+                delay = backoff_s(attempt, base_s=0.2, cap_s=10.0)
+                log.warning("topics.waiting", error=str(error), retry_in_s=round(delay, 2))
+                await asyncio.sleep(delay)
+            else:
+                note("")
+                return taken
+
+    async def _taken(self, records: Sequence[Any], selection: Selection) -> Taken:
+        attempt = await self._decoded(records, selection)
         if attempt.references:
             outcomes = await self._buckets.take([document for _, _, document in attempt.references])
             for (record, entry, _), reason in zip(attempt.references, outcomes, strict=True):
                 if reason:
                     attempt.give_up(record, entry, reason)
                 else:
-                    attempt.counts["skipped" if reason == "" else "accepted"] += 1
-        return Taken(attempt.messages, attempt.counts)
+                    attempt.outcomes["skipped" if reason == "" else "accepted"] += 1
+        return Taken(attempt.messages, attempt.outcomes, attempt.errors)
+
+    async def _decoded(self, records: Sequence[Any], selection: Selection) -> "_Attempt":
+        while True:
+            attempt = _Attempt(self._settings, self._partitions(), self._now())
+            schemas = self._registry.schemas if self._registry is not None else None
+            try:
+                for record in records:
+                    if entry := selection.entry(record.topic):
+                        attempt.decode(record, entry, schemas)
+            except UnknownSchemaError as error:
+                if self._registry is None:
+                    raise UnavailableError(f"{error} is needed, and there is no schema registry") from error
+                await self._registry.fetch(error.schema_id)
+            else:
+                return attempt
 
     def _now(self) -> Instant:
         seconds, fraction = divmod(self._clock(), 1)
@@ -128,7 +157,8 @@ class _Attempt:
         self._settings, self._partitions, self._now = settings, partitions, now
         self.messages: list[Message] = []
         self.references: list[tuple[Any, TopicsSettings, events_pb2.DocumentChange]] = []
-        self.counts = dict.fromkeys(("accepted", "skipped", "dead_lettered"), 0)
+        self.errors: list[str] = []
+        self.outcomes = dict.fromkeys(("accepted", "skipped", "dead_lettered"), 0)
 
     def decode(self, record: Any, entry: TopicsSettings, schemas: Mapping[int, Any] | None) -> None:
         """Add what a record means."""
@@ -168,8 +198,8 @@ class _Attempt:
         if any(len(message.value or b"") > DOCUMENT_BYTES_MAX for message in messages):
             raise DecodeError(f"what it means has over {DOCUMENT_BYTES_MAX:,} bytes", "write shorter records")
         self.references.extend(references)
-        self.counts["accepted"] += len(events) - len(references)
-        self.counts["skipped"] += not events
+        self.outcomes["accepted"] += len(events) - len(references)
+        self.outcomes["skipped"] += not events
         return [each._replace(event_id=_event_id(record, number)) for number, each in enumerate(messages)]
 
     def give_up(self, record: Any, entry: TopicsSettings, reason: str) -> None:
@@ -181,9 +211,8 @@ class _Attempt:
             reason = f"{reason} (too long to be kept: read it at {origin})"
         letter = dead_letter(content, reason, Offer(ENVELOPE, origin, entry.tenant, entry.source), self._now)
         self.messages.append(letter._replace(event_id=_event_id(record, "dead")))
-        self.counts["dead_lettered"] += 1
-        log.warning("topics.dead_letter", topic=record.topic, partition=record.partition, offset=record.offset,
-                    reason=reason)  # fmt: skip
+        self.outcomes["dead_lettered"] += 1
+        self.errors.append(f"{origin}: {reason}")
 
 
 def _event_id(record: Any, ordinal: object) -> str:

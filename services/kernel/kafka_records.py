@@ -1,7 +1,8 @@
 """How messages and records look in Kafka: the CloudEvents Kafka binding in binary mode, and the topics' settings."""
 
-import uuid
-from datetime import UTC, datetime
+import os
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from services.kernel.errors import InvalidInputError
@@ -10,9 +11,11 @@ from services.kernel.settings import DOCUMENT_BYTES_MAX
 from services.kernel.topics import CHANGES, Cleanup, TopicSpec
 
 RECORD_BYTES_MAX = DOCUMENT_BYTES_MAX + (1 << 20)
-CONTENT_TYPE = b"application/protobuf"
-SOURCE = b"/headwater"
+_SPECIFICATION, _SOURCE = ("ce_specversion", b"1.0"), ("ce_source", b"/headwater")
+_CONTENT_TYPE = ("content-type", b"application/protobuf")
 _OURS = frozenset(("ce_id", "ce_type", "ce_source", "ce_time", "ce_specversion", "ce_subject", "content-type"))
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 def headers_of(message: Message) -> list[tuple[str, bytes]]:
@@ -22,18 +25,19 @@ def headers_of(message: Message) -> list[tuple[str, bytes]]:
         InvalidInputError: its time is not one of a calendar with years from 1 to 9999.
     """
     headers = [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", (message.event_id or str(uuid.uuid4())).encode()),
+        _SPECIFICATION,
+        ("ce_id", message.event_id.encode() if message.event_id else os.urandom(16).hex().encode()),
         ("ce_type", message.type.encode()),
-        ("ce_source", SOURCE),
+        _SOURCE,
         ("ce_time", _time_text(message.timestamp_ms).encode()),
     ]
     if message.key is not None:
         subject = message.key.decode(errors="replace").replace(SEPARATOR, "/")
         headers.append(("ce_subject", subject.encode()))
     if message.value is not None:
-        headers.append(("content-type", CONTENT_TYPE))
-    headers.extend((name, value.encode()) for name, value in message.headers.items() if name not in _OURS)
+        headers.append(_CONTENT_TYPE)
+    if message.headers:
+        headers.extend((name, value.encode()) for name, value in message.headers.items() if name not in _OURS)
     return headers
 
 
@@ -42,12 +46,20 @@ def record_of(raw: Any, topic: str) -> Record:
 
     What did not come from Headwater may lack headers: its place is its id then, and Kafka's own time its time.
     """
-    headers = {name: (value or b"").decode(errors="replace") for name, value in raw.headers}
-    others = {name: value for name, value in headers.items() if name not in _OURS}
+    kind = event_id = happened = ""
+    others: dict[str, str] = {}
+    for name, value in raw.headers:  # every record comes by here: what nobody reads is not decoded
+        if name == "ce_type":
+            kind = _text(value)
+        elif name == "ce_id":
+            event_id = _text(value)
+        elif name == "ce_time":
+            happened = _text(value)
+        elif name not in _OURS:
+            others[name] = _text(value)
     return Record(
-        topic, raw.partition, raw.offset, raw.key, raw.value, headers.get("ce_type", ""),
-        headers.get("ce_id") or f"{topic}/{raw.partition}/{raw.offset}",
-        _time_ms(headers.get("ce_time", ""), raw.timestamp), others or EMPTY,
+        topic, raw.partition, raw.offset, raw.key, raw.value, kind,
+        event_id or f"{topic}/{raw.partition}/{raw.offset}", _time_ms(happened, raw.timestamp), others or EMPTY,
     )  # fmt: skip
 
 
@@ -89,12 +101,21 @@ def topic_config(spec: TopicSpec, replication: int) -> dict[str, str]:
             return config | {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 
 
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode(errors="replace")
+
+
 def _time_text(timestamp_ms: int) -> str:
+    seconds, milliseconds = divmod(timestamp_ms, 1000)
     try:
-        happened = datetime.fromtimestamp(timestamp_ms // 1000, UTC).replace(microsecond=timestamp_ms % 1000 * 1000)
+        return f"{_second_text(seconds)}.{milliseconds:03}Z"
     except (OverflowError, ValueError, OSError) as error:
         raise InvalidInputError(f"{timestamp_ms} ms since 1970 is not within the years 1 to 9999") from error
-    return happened.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@lru_cache(256)  # what is appended at one time often happened at one time
+def _second_text(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().removesuffix("+00:00")
 
 
 def _time_ms(text: str, otherwise: int) -> int:
@@ -104,5 +125,4 @@ def _time_ms(text: str, otherwise: int) -> int:
         return otherwise
     if happened.tzinfo is None:
         happened = happened.replace(tzinfo=UTC)
-    seconds = int(happened.replace(microsecond=0).timestamp())
-    return seconds * 1000 + happened.microsecond // 1000
+    return (happened - _EPOCH) // _MILLISECOND

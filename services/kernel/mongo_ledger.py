@@ -10,23 +10,40 @@ greater number: a worker that was paused and wakes up changes nothing. What is r
 an hour, so that it cannot come back in that way either; readers look for documents with `_gone` None (`PRESENT`).
 
 Two topics of a group share the heads, since they share the documents: a batch of one fences those of the other.
+
+What a batch tells of its sources is written as its documents are, in a collection of the ledger's own: heads are long,
+and whoever asks how fresh the store is must not have to read them.
 """
 
+import asyncio
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from services.kernel.errors import UnavailableError
 from services.kernel.freshness import Sighting, Sightings
-from services.kernel.log import DEFAULT_TENANT, EMPTY, Message, PartitionLostError, Progress, Tally
+from services.kernel.log import (
+    DEFAULT_TENANT,
+    EMPTY,
+    SEPARATOR,
+    Message,
+    Offsets,
+    PartitionLostError,
+    Progress,
+    Tally,
+)
 from services.kernel.mongodb import DuplicateKeyError, InsertOne, Mongo, ReplaceOne, asked, decoded, encoded
 
 PRESENT: Mapping[str, Any] = {"_gone": None}
 """The filter of documents that have not been removed."""
 TOMBSTONE_S = 3600
 ORPHAN_S = 7 * 24 * 3600  # pieces of a batch that never happened
-PIECE_BYTES = 8 << 20  # a document has at most 16 MB
+PIECE_BYTES = 8 << 20
+DOCUMENT_BYTES_MAX = (16 << 20) - (64 << 10)  # what the server takes, without what the ledger adds
+AMENDING_ATTEMPTS = 100
 
 
 class Write(NamedTuple):
@@ -65,7 +82,6 @@ class Head(NamedTuple):
         seq: how many batches have happened.
         topics: the newest progress of each.
         writes: those of the newest batch.
-        sightings: the newest that was applied, by tenant and source.
     """
 
     group: str
@@ -73,7 +89,6 @@ class Head(NamedTuple):
     seq: int = 0
     topics: Mapping[str, _Entry] = EMPTY  # type: ignore[assignment]
     writes: _Packed = NOTHING
-    sightings: Mapping[tuple[str, str], Sighting] = EMPTY  # type: ignore[assignment]
 
     @property
     def id(self) -> str:
@@ -96,21 +111,23 @@ class MongoLedger:
             name: begins the names of the ledger's own collections.
             collections: those that are written through the ledger. Beside `_id`, none may have a unique index.
         """
-        self._mongo, self._collections = mongo, tuple(collections)
-        self._heads, self._pieces = f"{name}_ledger", f"{name}_journal"
+        self._mongo = mongo
+        self._heads, self._pieces, self._sightings = f"{name}_ledger", f"{name}_journal", f"{name}_sightings"
+        self._collections = (*collections, self._sightings)
         self._known: dict[str, Head] = {}  # heads whose writes are known to be carried out
 
     async def start(self) -> None:
         """Make the indexes, when the process starts."""
         for name in self._collections:
             await asked(self._mongo.collection(name).create_index("_gone", expireAfterSeconds=TOMBSTONE_S))
-            await asked(self._mongo.collection(name).create_index([("_from", 1), ("_seq", 1)]))
+            await asked(self._mongo.collection(name).create_index("_from"))
+        await asked(self._mongo.collection(self._sightings).create_index("tenant"))
         await asked(self._mongo.collection(self._pieces).create_index("at", expireAfterSeconds=ORPHAN_S))
 
     # services.kernel.log.Ledger ---------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def unit(self) -> Any:
+    async def unit(self) -> AsyncIterator[None]:
         """Do nothing: a batch is one write."""
         yield
 
@@ -124,7 +141,10 @@ class MongoLedger:
         entry = head.topics.get(topic)
         if entry is None:
             return None
-        outputs = [_message(fields) for fields in (await self._unpacked(entry.outputs) or {}).get("outputs", ())]
+        packed = await self._unpacked(entry.outputs)
+        if packed is None:
+            raise UnavailableError(f"another worker is just moving the store of {head.id} on")
+        outputs = [_message(fields) for fields in packed.get("outputs", ())]
         return Progress(group, topic, partition, entry.start, entry.next_offset, outputs, Tally(*entry.tally))
 
     # For stores -------------------------------------------------------------------------------------------------
@@ -137,7 +157,7 @@ class MongoLedger:
         found = await asked(self._mongo.collection(self._heads).find_one({"_id": name}))
         head = _head(group, partition, found)
         await self._carry_out(head)
-        self._known[name] = head
+        self._remember(head)
         return head
 
     async def save(
@@ -153,35 +173,50 @@ class MongoLedger:
 
         Raises:
             PartitionLostError: the head has moved on meanwhile; nothing was changed.
+            ValueError: a document is longer than the server takes.
         """
         topic = progress.topic
         if head.next_of(topic) != progress.start:
             raise self._lost(head)
-        entry = _Entry(
-            progress.start,
-            progress.next_offset,
-            tuple(progress.tally),
-            await self._packed({"outputs": [_fields(message) for message in progress.outputs]}),
-        )
-        newest = {(write.collection, write.id): write for write in writes}
-        after = head._replace(
-            seq=head.seq + 1,
-            topics={**head.topics, topic: entry},
-            writes=await self._packed({"writes": [tuple(write) for write in newest.values()]}),
-            sightings=_merged(head.sightings, sightings.newest if sightings is not None else {}),
-        )
-        await self._compare_and_set(head, after)
-        await self._carry_out(after)
-        self._known[head.id] = after
-        await self._drop(head.topics[topic].outputs if topic in head.topics else _Packed(), head.writes)
+        outputs = await self._packed({"outputs": [_fields(message) for message in progress.outputs]})
+        entry = _Entry(progress.start, progress.next_offset, tuple(progress.tally), outputs)
+        seen = await self._seen(head, sightings) if sightings is not None else ()
+        await self._advance(head, {**head.topics, topic: entry}, [*writes, *seen])
+        await self._drop(head.topics[topic].outputs if topic in head.topics else NOTHING)
+
+    async def amend(self, group: str, partition: int, writes: Callable[[Head], Awaitable[Sequence[Write]]]) -> None:
+        """Make writes happen that no batch of the group leads to, such as those of an erasure.
+
+        Batches that were loaded before change nothing any more: they are taken again.
+
+        Args:
+            group, partition: on whose behalf.
+            writes: looks up what becomes of which documents; again where the head has moved on meanwhile.
+        """
+        for _ in range(AMENDING_ATTEMPTS):
+            head = await self.head(group, partition)
+            try:
+                await self._advance(head, head.topics, await writes(head))
+            except PartitionLostError:
+                continue
+            return
+        raise UnavailableError(f"the store of {group}/{partition} moves on all the time")
+
+    async def reached(self, group: str) -> Offsets:
+        """Return where the store stands; partitions of which it never had anything are not named."""
+        fields = ["partition", "topics.topic", "topics.next_offset"]
+        return {
+            (each["topic"], found["partition"]): each["next_offset"]
+            for found in await self._mongo.find(self._heads, {"group": group}, fields)
+            for each in found["topics"]
+        }
 
     async def sightings(self, tenant: str) -> dict[str, Sighting]:
         """Return what is known of the sources of a tenant, by name."""
-        wanted = tenant or DEFAULT_TENANT
-        merged: dict[tuple[str, str], Sighting] = {}
-        for found in await self._mongo.find(self._heads, {"sightings.tenant": wanted}, ["sightings"]):
+        merged: dict[str, Sighting] = {}
+        for found in await self._mongo.find(self._sightings, {"tenant": tenant or DEFAULT_TENANT, **PRESENT}):
             merged = _merged(merged, _sightings(found))
-        return {source: sighting for (owner, source), sighting in merged.items() if owner == wanted}
+        return merged
 
     async def reset(self, groups: Collection[str]) -> None:
         """Empty what groups have written, and send their store back to the beginning.
@@ -190,15 +225,27 @@ class MongoLedger:
         """
         for found in await self._mongo.find(self._heads, {"group": {"$in": list(groups)}}):
             head = _head(found["group"], found["partition"], found)
-            empty = Head(head.group, head.partition, head.seq + 1)
-            await self._compare_and_set(head, empty)
+            await self._compare_and_set(head, Head(head.group, head.partition, head.seq + 1))
             for name in self._collections:
                 stale = {"_from": head.id, "_seq": {"$lte": head.seq}}
                 await asked(self._mongo.collection(name).delete_many(stale))
             await self._drop(head.writes, *(entry.outputs for entry in head.topics.values()))
-            self._known.pop(head.id, None)
 
     # The head ---------------------------------------------------------------------------------------------------
+
+    async def _advance(self, head: Head, topics: Mapping[str, _Entry], writes: Sequence[Write]) -> None:
+        newest = {(write.collection, write.id): write for write in writes}
+        content = {"writes": [tuple(write) for write in newest.values()]}
+        after = head._replace(seq=head.seq + 1, topics=topics, writes=await self._packed(content, newest.values()))
+        await self._compare_and_set(head, after)
+        await self._carry_out(after)
+        self._remember(after)
+        await self._drop(head.writes)
+
+    def _remember(self, head: Head) -> None:
+        """Take note of a head whose writes are carried out; a newer one may be known already."""
+        if head.id not in self._known or self._known[head.id].seq < head.seq:
+            self._known[head.id] = head
 
     async def _compare_and_set(self, before: Head, after: Head) -> None:
         heads, document = self._mongo.collection(self._heads), _document(after)
@@ -229,15 +276,38 @@ class MongoLedger:
             mark = {"_seq": head.seq, "_from": head.id, "_gone": now if document is None else None}
             operation = ReplaceOne(fenced, {"_id": key, **(document or {}), **mark}, upsert=True)
             by_collection.setdefault(collection, []).append(operation)
-        for collection, operations in by_collection.items():
-            await self._mongo.write(collection, operations)
+        await asyncio.gather(*(self._mongo.write(name, operations) for name, operations in by_collection.items()))
+
+    async def _seen(self, head: Head, sightings: Sightings) -> list[Write]:
+        """Return the writes that add what a batch told of its sources: a document a tenant."""
+        news: dict[str, dict[str, Sighting]] = defaultdict(dict)
+        for (tenant, source), sighting in sightings.newest.items():
+            news[SEPARATOR.join((head.id, tenant))][source] = sighting
+        if not news:
+            return []
+        found = await self._mongo.find(self._sightings, {"_id": {"$in": list(news)}, **PRESENT})
+        known = {each["_id"]: _sightings(each) for each in found}
+        return [
+            Write(
+                self._sightings,
+                name,
+                {
+                    "tenant": name.partition(SEPARATOR)[2],
+                    "sources": [[source, *each] for source, each in _merged(known.get(name, {}), told).items()],
+                },
+            )
+            for name, told in news.items()
+        ]
 
     # Large batches ----------------------------------------------------------------------------------------------
 
-    async def _packed(self, content: Mapping[str, Any]) -> _Packed:
+    async def _packed(self, content: Mapping[str, Any], writes: Collection[Write] = ()) -> _Packed:
         raw = encoded(content)
         if len(raw) <= PIECE_BYTES // 2:
             return _Packed(raw)
+        for write in writes:
+            if write.document is not None and len(encoded(write.document)) > DOCUMENT_BYTES_MAX:
+                raise ValueError(f"{write.id!r} in {write.collection} is longer than {DOCUMENT_BYTES_MAX} bytes")
         name, at = uuid.uuid4().hex, datetime.now(UTC)
         pieces = [raw[start : start + PIECE_BYTES] for start in range(0, len(raw), PIECE_BYTES)]
         for number, piece in enumerate(pieces):  # one request each: together they may be longer than one can be
@@ -258,19 +328,21 @@ class MongoLedger:
             await asked(self._mongo.collection(self._pieces).delete_many({"_id": {"$in": names}}))
 
 
-def _merged(
-    known: Mapping[tuple[str, str], Sighting], news: Mapping[tuple[str, str], Sighting]
-) -> dict[tuple[str, str], Sighting]:
-    """Return the newest of both; see `FreshnessTable.save`."""
+def _merged(known: Mapping[str, Sighting], news: Mapping[str, Sighting]) -> dict[str, Sighting]:
+    """Return the newest of both, by source; see `FreshnessTable.save`."""
     merged = dict(known)
-    for place, new in news.items():
-        old = merged.get(place, Sighting(0, 0, ""))
-        merged[place] = Sighting(
+    for source, new in news.items():
+        old = merged.get(source, Sighting(0, 0, ""))
+        merged[source] = Sighting(
             max(old.occurred_ms, new.occurred_ms),
             max(old.heartbeat_ms, new.heartbeat_ms),
             new.position if new.occurred_ms >= max(old.occurred_ms, 1) else old.position,
         )
     return merged
+
+
+def _sightings(found: Mapping[str, Any]) -> dict[str, Sighting]:
+    return {source: Sighting(*fields) for source, *fields in found["sources"]}
 
 
 def _document(head: Head) -> dict[str, Any]:
@@ -281,10 +353,6 @@ def _document(head: Head) -> dict[str, Any]:
         "seq": head.seq,
         "topics": [{"topic": topic, **entry._asdict()} for topic, entry in head.topics.items()],
         "writes": head.writes,
-        "sightings": [
-            {"tenant": tenant, "source": source, **sighting._asdict()}
-            for (tenant, source), sighting in head.sightings.items()
-        ],
     }
 
 
@@ -295,14 +363,7 @@ def _head(group: str, partition: int, found: Mapping[str, Any] | None) -> Head:
         each["topic"]: _Entry(each["start"], each["next_offset"], tuple(each["tally"]), _Packed(*each["outputs"]))
         for each in found["topics"]
     }
-    return Head(group, partition, found["seq"], topics, _Packed(*found["writes"]), _sightings(found))
-
-
-def _sightings(found: Mapping[str, Any]) -> dict[tuple[str, str], Sighting]:
-    return {
-        (each["tenant"], each["source"]): Sighting(each["occurred_ms"], each["heartbeat_ms"], each["position"])
-        for each in found["sightings"]
-    }
+    return Head(group, partition, found["seq"], topics, _Packed(*found["writes"]))
 
 
 def _fields(message: Message) -> dict[str, Any]:

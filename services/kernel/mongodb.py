@@ -7,7 +7,7 @@ Every write is acknowledged by a majority, and journalled. Nothing here needs tr
 server without a replica set does, too.
 """
 
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,8 +21,8 @@ from pymongo.errors import (
     ConnectionFailure,
     DuplicateKeyError,
     InvalidURI,
-    OperationFailure,
     PyMongoError,
+    WriteConcernError,
 )
 
 from services.kernel.errors import InvalidInputError, UnavailableError
@@ -43,6 +43,7 @@ __all__ = [
 
 T = TypeVar("T")
 DUPLICATE_KEY = 11000
+PAGE_DOCUMENTS = 500
 MAJORITY = WriteConcern(w="majority", j=True)
 
 
@@ -84,12 +85,10 @@ async def asked(request: Awaitable[T]) -> T:
         raise
     except (ConnectionFailure, AutoReconnect) as error:
         raise UnavailableError(f"MongoDB: {error!s:.300}") from error
-    except OperationFailure as error:
-        if isinstance(error, BulkWriteError) or not error.has_error_label("RetryableWriteError"):
-            raise
-        raise UnavailableError(f"MongoDB: {error!s:.300}") from error
     except PyMongoError as error:
-        if error.timeout:
+        # Not acknowledged by a majority, or by a server that is just becoming another's copy.
+        passing = isinstance(error, WriteConcernError) or error.has_error_label("RetryableWriteError")
+        if (passing and not isinstance(error, BulkWriteError)) or error.timeout:
             raise UnavailableError(f"MongoDB: {error!s:.300}") from error
         raise
 
@@ -134,6 +133,15 @@ class Mongo:
         """Return all documents that a filter leads to; of each the `fields` only, where some are named."""
         cursor = self.collection(name).find(filter_, dict.fromkeys(fields, 1) if fields else None)
         return await asked(cursor.to_list(None))
+
+    async def pages(
+        self, name: str, filter_: Mapping[str, Any], fields: Collection[str]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Go through all documents that a filter leads to, some at a time."""
+        cursor = self.collection(name).find(filter_, dict.fromkeys(fields, 1), batch_size=PAGE_DOCUMENTS)
+        while found := await asked(cursor.to_list(PAGE_DOCUMENTS)):
+            for each in found:
+                yield each
 
     async def write(self, name: str, operations: Sequence[Any]) -> None:
         """Do writes in any order; those that a unique key refuses are as good as done.

@@ -277,6 +277,8 @@ class ProcessorLoop(Generic[S]):
 
     def _batch_records(self) -> int:
         """Return how many records fit into the time for which a batch may hold the loop just now."""
+        if self.processor.ledger is not None:  # it waits for its store most of the time, and others have their turn
+            return BATCH_RECORDS_MAX
         fitting = int(self._foreground.batch_target_s / self._record_s)
         return max(BATCH_RECORDS_MIN, min(BATCH_RECORDS_MAX, fitting))
 

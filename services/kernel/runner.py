@@ -115,9 +115,9 @@ class Runtime:
         await self.server.set_healthy(healthy=True)
 
     def _address_of(self, name: str) -> str:
-        if any(service.name == name for service in self.services):
-            return self.server.address
         address = self.platform.settings.table("peers").get(name)
+        if self._kafka is None or any(service.name == name for service in self.services):
+            return self.server.address
         if not isinstance(address, str) or not address:
             raise InvalidInputError(
                 f"[peers] {name} must be the host:port where that service answers gRPC, for it does not run here"

@@ -7,18 +7,17 @@ from services.kernel.service import Platform, ReadModel, Service
 from services.profile import decider, documents, erasure
 from services.profile.grpc_api import ProfileApi
 from services.profile.policy import Policy
-from services.profile.ports import ERASURE_GROUP, FOLD_GROUP, ROWS_GROUP, ProfileStores
+from services.profile.ports import ERASURE_GROUP, FOLD_GROUP, ROWS_GROUP, Fold, ProfileStores
 from services.profile.projection import Projection
 from services.profile.settings import Settings
-from services.profile.sqlite_store import SqliteStores
 
 ROW_TOPICS = (topics.CHANGES, topics.ASSIGNMENTS)
 
 
 def build(platform: Platform) -> Service:
-    """Return the service on an installation's log and database."""
+    """Return the service; its stores are in MongoDB where that is configured, else in the local database."""
     settings = Settings.from_config(platform.settings.table("profile"))
-    stores: ProfileStores = SqliteStores(platform, Projection(settings).fold)
+    stores = _stores(platform, Projection(settings).fold)
 
     async def rows_come_in() -> bool:
         return await platform.log.lag(ROWS_GROUP, ROW_TOPICS) > 0
@@ -35,6 +34,7 @@ def build(platform: Platform) -> Service:
                 stores.rows,
                 decider.decide,
                 decider.finish,
+                ledger=stores.ledger,
                 internal_topics=(topics.TOUCHED,),
             ),
             Processor(
@@ -44,9 +44,12 @@ def build(platform: Platform) -> Service:
                 documents.decide,
                 # While rows come in, the same profiles are touched over and over.
                 may_wait=rows_come_in,
+                ledger=stores.ledger,
             ),
-            Processor(ERASURE_GROUP, (topics.ERASURES,), stores.erasures, erasure.decide),
+            Processor(ERASURE_GROUP, (topics.ERASURES,), stores.erasures, erasure.decide, ledger=stores.ledger),
         ],
+        start=stores.start,
+        stop=stores.stop,
         stores=[
             ReadModel(
                 name=erasure.SERVICE,
@@ -60,3 +63,13 @@ def build(platform: Platform) -> Service:
             )
         ],
     )
+
+
+def _stores(platform: Platform, fold: Fold) -> ProfileStores:
+    if platform.settings.table("mongodb"):
+        from services.profile.mongo_store import MongoStores
+
+        return MongoStores(platform, fold)
+    from services.profile.sqlite_store import SqliteStores
+
+    return SqliteStores(platform, fold)

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from headwater.profile.v1 import events_pb2
 from services.kernel import topics
@@ -54,6 +54,7 @@ class Documents:
         touched_end: the end of the batch's partition of `profile.touched` before the rows were read.
         done: profiles that this batch has dealt with.
         written: new documents; `gone`: those without rows.
+        head: where the store stood before this was loaded, of stores that need to know it.
     """
 
     stored: dict[str, Stored] = field(default_factory=dict)
@@ -63,6 +64,7 @@ class Documents:
     done: set[str] = field(default_factory=set)
     written: dict[str, Stored] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
+    head: Any = None
 
 
 def decide(state: Documents, record: Record) -> Decision:

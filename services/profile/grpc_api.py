@@ -62,7 +62,7 @@ class ProfileApi(service_pb2_grpc.ProfileServiceServicer):
         freshness = await self._stores.freshness(
             tenant
         )  # first: a commit in between must not make the document look newer
-        profile = self._find(tenant, identifier, resolved)
+        profile = await self._find(tenant, identifier, resolved)
         if resolved is not None:
             profile.aliases.extend(resolved.aliases)
             profile.suspect = profile.suspect or resolved.suspect
@@ -84,29 +84,31 @@ class ProfileApi(service_pb2_grpc.ProfileServiceServicer):
             raise from_rpc(error, "Resolve of identity_graph") from error
         return Resolved(found.profile_id, tuple(found.aliases), found.suspect)
 
-    def _find(self, tenant: str, identifier: common_pb2.Identifier, resolved: Resolved | None) -> events_pb2.Profile:
+    async def _find(
+        self, tenant: str, identifier: common_pb2.Identifier, resolved: Resolved | None
+    ) -> events_pb2.Profile:
         """Return the document of the profile that was resolved, or else that the service's own look-up finds."""
         # After a split, the own look-up may still lead to the document of both: what was resolved is final.
-        ids = [resolved.profile_id] if resolved is not None else self._look_up(tenant, identifier)
+        ids = [resolved.profile_id] if resolved is not None else await self._look_up(tenant, identifier)
         if len(ids) > 1:
             raise NotFoundError(
                 f"{identifier.kind}:{identifier.value} is on {len(ids)} profiles ({', '.join(ids[:5])}), and "
                 "identity_graph, which tells whose it is, does not answer: ask for one as profile:ID, or try again"
             )
-        stored = self._stores.reader.document(tenant, ids[0]) if ids else None
+        stored = await self._stores.reader.document(tenant, ids[0]) if ids else None
         if stored is None:
             raise _not_found(tenant, identifier)
         return stored.profile()
 
-    def _look_up(self, tenant: str, identifier: common_pb2.Identifier) -> list[str]:
+    async def _look_up(self, tenant: str, identifier: common_pb2.Identifier) -> list[str]:
         match identifier.kind:
             case "profile":
                 return [identifier.value]
             case "record":
-                profile_id = self._stores.reader.profile_of_record(tenant, identifier.value)
+                profile_id = await self._stores.reader.profile_of_record(tenant, identifier.value)
                 return [] if profile_id is None else [profile_id]
             case kind:
-                return self._stores.reader.profiles_of(tenant, kind, spellings(identifier.value))
+                return await self._stores.reader.profiles_of(tenant, kind, spellings(identifier.value))
 
     # WatchProfiles ----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from headwater.common.v1 import common_pb2
-from services.kernel.log import Record
+from services.kernel.log import Ledger, Record
 from services.kernel.processor import Store
 from services.profile.documents import Documents, Stored
 from services.profile.erasure import Erasures
@@ -21,13 +21,13 @@ Fold = Callable[[str, str, Iterable[SourceRow]], Folded | None]
 class ProfileReader(Protocol):
     """Committed reads, for queries. Identifiers are normalised ones, as identity resolution sends them."""
 
-    def document(self, tenant: str, profile_id: str) -> Stored | None:
+    async def document(self, tenant: str, profile_id: str) -> Stored | None:
         """Return a document."""
 
-    def profiles_of(self, tenant: str, kind: str, values: Sequence[str]) -> list[str]:
+    async def profiles_of(self, tenant: str, kind: str, values: Sequence[str]) -> list[str]:
         """Return the ids of the profiles that have an identifier of this kind with one of the values."""
 
-    def profile_of_record(self, tenant: str, record: str) -> str | None:
+    async def profile_of_record(self, tenant: str, record: str) -> str | None:
         """Return the id of the profile that a record is assigned to."""
 
 
@@ -58,8 +58,18 @@ class ProfileStores(Protocol):
     def reader(self) -> ProfileReader:
         """See above."""
 
+    @property
+    def ledger(self) -> Ledger | None:
+        """That of stores which are not in the local database."""
+
     async def freshness(self, tenant: str) -> common_pb2.StoreFreshness:
         """Return what the documents of a tenant are current to."""
+
+    async def start(self) -> None:
+        """Prepare the stores before anything runs; raises UnavailableError while their server is not there."""
+
+    async def stop(self) -> None:
+        """Close connections."""
 
     async def reset(self) -> None:
         """Forget rows and documents, in the open unit of work; what was erased stays fenced off."""

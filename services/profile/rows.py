@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -66,6 +66,7 @@ class Rows:
         truncated_now: the entities whose truncation is to be saved, with the partition.
         touched: the profiles to fold again, with the event time of the newest cause in milliseconds.
         sightings: what the batch tells of its sources.
+        head: where the store stood before this was loaded, of stores that need to know it.
     """
 
     events: dict[int, Event | None] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Rows:
     truncated_now: dict[Entity, int] = field(default_factory=dict)
     touched: dict[str, int] = field(default_factory=dict)
     sightings: Sightings = field(default_factory=Sightings)
+    head: Any = None
 
 
 def events_of(batch: Iterable[Record]) -> dict[int, Event | None]:

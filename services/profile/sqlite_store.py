@@ -9,7 +9,7 @@ from headwater.profile.v1 import events_pb2
 from services.kernel import topics
 from services.kernel.freshness import FreshnessTable
 from services.kernel.hashing import state_hash
-from services.kernel.log import SEPARATOR, Message, Record, key_of
+from services.kernel.log import SEPARATOR, Ledger, Message, Record, key_of
 from services.kernel.service import Platform
 from services.kernel.sqlite import Transaction
 from services.profile.documents import PROFILE_TYPE, Stored, digest, with_version
@@ -52,7 +52,7 @@ class SqliteReader:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def document(self, tenant: str, profile_id: str) -> Stored | None:
+    async def document(self, tenant: str, profile_id: str) -> Stored | None:
         """Return a document."""
         row = self._connection.execute(
             "SELECT version, content, identifiers, folded_to FROM profile_documents WHERE key=?",
@@ -60,7 +60,7 @@ class SqliteReader:
         ).fetchone()
         return Stored(*row) if row else None
 
-    def profiles_of(self, tenant: str, kind: str, values: Sequence[str]) -> list[str]:
+    async def profiles_of(self, tenant: str, kind: str, values: Sequence[str]) -> list[str]:
         """Return the ids of the profiles that have an identifier."""
         names = texts(identifier_key(tenant, kind, value) for value in values)
         rows = self._connection.execute(
@@ -70,7 +70,7 @@ class SqliteReader:
         )
         return [profile.partition(SEPARATOR)[2] for (profile,) in rows]
 
-    def profile_of_record(self, tenant: str, record: str) -> str | None:
+    async def profile_of_record(self, tenant: str, record: str) -> str | None:
         """Return the id of the profile that a record is assigned to."""
         row = self._connection.execute(
             "SELECT profile FROM profile_rows WHERE key=? AND profile IS NOT NULL", (key_of(tenant, record).decode(),)
@@ -88,7 +88,14 @@ class SqliteStores:
         self.rows = SqliteRows(self._database, self._freshness)
         self.documents = SqliteDocuments(self._log, self._database, fold)
         self.erasures = SqliteErasures(self._log, self._database, platform.clock)
+        self.ledger: Ledger | None = None
         self.reader = SqliteReader(self._database.reader)
+
+    async def start(self) -> None:
+        """Do nothing: the database is there."""
+
+    async def stop(self) -> None:
+        """Do nothing: the database is the installation's."""
 
     async def freshness(self, tenant: str) -> common_pb2.StoreFreshness:
         """Return what the documents of a tenant are current to."""

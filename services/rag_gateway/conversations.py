@@ -1,9 +1,12 @@
 """The read model of conversations, and what an erasure takes from it: the decisions. Pure."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
 
 from headwater.common.v1 import events_pb2 as common_pb2
 from headwater.rag_gateway.v1 import events_pb2
@@ -116,6 +119,48 @@ def row_of(turn: events_pb2.TurnCompleted) -> TurnRow:
         content=turn.SerializeToString(deterministic=True),
         subjects=tuple(sorted(_subjects(turn))),
     )
+
+
+def decoded(records: Iterable[Record]) -> list[TurnRow]:
+    """The turns among some records; what cannot be decoded is left to `decide`, which gives it up."""
+    rows = []
+    for record in records:
+        if record.type == TURN_TYPE and record.value is not None:
+            with contextlib.suppress(DecodeError):
+                rows.append(row_of(events_pb2.TurnCompleted.FromString(record.value)))
+    return rows
+
+
+def requests_of(records: Iterable[Record]) -> Iterator[tuple[int, common_pb2.ErasureRequested]]:
+    """The requests for erasure among some records, with their offsets; for others `decide` finds nothing done."""
+    for record in records:
+        if record.value is not None:
+            with contextlib.suppress(DecodeError):
+                yield record.offset, common_pb2.ErasureRequested.FromString(record.value)
+
+
+def drawing_on(
+    rows: Iterable[TurnRow], request: common_pb2.ErasureRequested, names: Iterable[str]
+) -> tuple[set[str], set[str]]:
+    """What of some turns an erasure means.
+
+    Args:
+        rows: turns of the request's tenant.
+        request: the request.
+        names: identifiers under which the subject is known to have asked.
+
+    Returns:
+        All identifiers under which the subject asked, and the answers that draw on the subject, or were given under
+        one of these identifiers while the profile could not be had.
+    """
+    rows, subjects = list(rows), {*request.profile_ids, *request.records}
+    known = {*names, *(row.asked_as for row in rows if row.profile_id in request.profile_ids)} - {""}
+    answers = {
+        row.answer_id
+        for row in rows
+        if not subjects.isdisjoint(row.subjects) or (not row.profile_id and row.asked_as in known)
+    }
+    return known, answers
 
 
 def digest_of(tenant: str, answer_id: str) -> str:

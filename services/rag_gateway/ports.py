@@ -1,10 +1,13 @@
 """What the gateway needs from outside, beside its peers' gRPC contracts."""
 
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from headwater.rag_gateway.v1 import events_pb2, service_pb2
+from services.kernel.processor import Store
+from services.rag_gateway.conversations import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class LanguageModel(Protocol):
 
 
 class Conversations(Protocol):
-    """The read model of conversations."""
+    """The read model of conversations, for questions."""
 
     async def turns(
         self, tenant: str, conversation_id: str, *, last: int | None = None
@@ -66,3 +69,13 @@ class Conversations(Protocol):
         Raises:
             UnavailableError: the store cannot be reached.
         """
+
+
+class TurnStore(Conversations, Store[Turns], Protocol):
+    """The read model of conversations: the state of gateway-turns."""
+
+    async def reset(self) -> None:
+        """Empty it, within the open unit of work where the store is in the local database."""
+
+    async def state_hash(self, snapshot: sqlite3.Connection) -> str:
+        """The hash of all turns: of a snapshot of the local database, where they are in it."""

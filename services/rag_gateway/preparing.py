@@ -1,5 +1,6 @@
 """Everything that an answer will be made from: wait for the demanded position, gather, compose."""
 
+import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from datetime import UTC, datetime
 
 from headwater.rag_gateway.v1 import events_pb2, service_pb2
 from services.kernel import topics
-from services.kernel.errors import InvalidInputError
+from services.kernel.errors import InvalidInputError, UnavailableError
 from services.kernel.log import Log, key_of, partition_of, position_of
 from services.rag_gateway.context import Ingredients, compose
 from services.rag_gateway.conversations import TURNS_GROUP, same_person
@@ -100,16 +101,26 @@ class Preparer:
         """The conversation so far, of this person only: the recorded turns, or those that the caller keeps."""
         if not question.conversation_id:
             return _turns_of(question.history)
-        # The turn before may have been recorded a moment ago, here or by another replica.
+        turns: list[events_pb2.TurnCompleted] = []
+        timeout_s = self._settings.conversation_timeout_s
+        try:
+            if not await self._is_recorded(question, timeout_s):
+                missing.append(f"conversation: its newest turns were not readable within {timeout_s:g} s")
+            async with asyncio.timeout(timeout_s):
+                turns = await self._conversations.turns(question.tenant, question.conversation_id, last=_TURNS)
+        except UnavailableError as error:
+            missing.append(f"conversation: {error}")
+        except TimeoutError:
+            missing.append(f"conversation: its turns could not be read within {timeout_s:g} s")
+        return [*_turns_of(question.history), *same_person(turns, asked_as(question))]
+
+    async def _is_recorded(self, question: service_pb2.Question, timeout_s: float) -> bool:
+        """Wait for the turn before: it may have been recorded a moment ago, here or by another replica."""
         key = key_of(question.tenant, question.conversation_id)
         partition = partition_of(key, self._log.partitions(topics.CONVERSATIONS))
         end = (await self._log.end(topics.CONVERSATIONS))[partition]
         recorded = position_of({(topics.CONVERSATIONS, partition): end})
-        timeout_s = self._settings.conversation_timeout_s
-        if not await self._log.wait_committed([TURNS_GROUP], recorded, timeout_s):
-            missing.append(f"conversation: its newest turns were not readable within {timeout_s:g} s")
-        turns = self._conversations.turns(question.tenant, question.conversation_id, last=_TURNS)
-        return [*_turns_of(question.history), *same_person(turns, asked_as(question))]
+        return await self._log.wait_committed([TURNS_GROUP], recorded, timeout_s)
 
     async def _relate(self, question: service_pb2.Question, ingredients: Ingredients, gathered: Gathered) -> None:
         """Add the rows that the asker's own rows refer to: the hotel of a booking."""

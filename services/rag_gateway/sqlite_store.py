@@ -1,29 +1,28 @@
 """Conversations in the installation's database: the table gateway_turns."""
 
-import contextlib
 import sqlite3
 from collections.abc import Iterable, Sequence
 
 import orjson
-from google.protobuf.message import DecodeError
 
 from headwater.common.v1 import events_pb2 as common_pb2
 from headwater.rag_gateway.v1 import events_pb2
-from services.kernel import topics
 from services.kernel.hashing import state_hash
 from services.kernel.log import DEFAULT_TENANT, Progress, Record
 from services.kernel.service import Platform
 from services.kernel.sqlite import Database
 from services.rag_gateway.conversations import (
-    TURN_TYPE,
     TURNS_GROUP,
     Erased,
     Erasures,
     TurnRow,
     Turns,
+    decoded,
     digest_of,
-    row_of,
+    drawing_on,
+    requests_of,
 )
+from services.rag_gateway.pending import pending_turns
 
 SCHEMA = (
     """CREATE TABLE gateway_turns (
@@ -79,8 +78,7 @@ class SqliteTurns:
         for table in ("gateway_turns", "gateway_subjects"):
             self._database.unit.execute(f"DELETE FROM {table}")
 
-    @staticmethod
-    async def state_hash(snapshot: sqlite3.Connection) -> str:
+    async def state_hash(self, snapshot: sqlite3.Connection) -> str:
         """The hash of all turns."""
         return await state_hash(
             snapshot.execute("SELECT tenant, conversation_id, asked_ms, answer_id, content FROM gateway_turns")
@@ -108,15 +106,7 @@ class SqliteErasures:
 
     async def load(self, batch: Sequence[Record]) -> Erasures:
         """Carry out the erasures of a batch, in the open unit of work."""
-        state = Erasures()
-        for record in batch:
-            try:
-                request = common_pb2.ErasureRequested.FromString(record.value or b"")
-            except DecodeError:
-                continue  # `decide` finds nothing done for it, and gives it up
-            if record.value is not None:
-                state.done[record.offset] = await self._erase(request)
-        return state
+        return Erasures({offset: await self._erase(request) for offset, request in requests_of(batch)})
 
     async def save(self, state: Erasures, progress: Progress) -> None:
         """Do nothing: all is done."""
@@ -124,17 +114,9 @@ class SqliteErasures:
     async def _erase(self, request: common_pb2.ErasureRequested) -> Erased:
         tenant = request.tenant or DEFAULT_TENANT
         # What the log holds and the table does not yet: it must go as well, and not come in afterwards.
-        pending = [row for row in await self._pending() if row.tenant == tenant]
-        stored = self._stored(tenant, request)
-        names = {row.asked_as for row in pending if row.profile_id in request.profile_ids} - {""}
-        names |= self._names_of(tenant, request)
-        subjects = {*request.profile_ids, *request.records}
-        gone = {
-            row.answer_id
-            for row in pending
-            if not subjects.isdisjoint(row.subjects) or (not row.profile_id and row.asked_as in names)
-        }
-        gone |= stored | self._anonymous(tenant, names)
+        pending = await pending_turns(self._log, tenant, await self._log.committed(TURNS_GROUP))
+        names, gone = drawing_on(pending, request, self._names_of(tenant, request))
+        gone |= self._stored(tenant, request) | self._anonymous(tenant, names)
         removed = self._count(tenant, gone)
         conversations = self._conversations(tenant, gone, pending)
         writer = self._database.writer
@@ -151,17 +133,6 @@ class SqliteErasures:
             related=tuple(sorted(gone | conversations)),
             done_ms=int(self._clock() * 1000),
         )
-
-    async def _pending(self) -> list[TurnRow]:
-        """The turns in the log that gateway-turns has not stored yet."""
-        rows: list[TurnRow] = []
-        stored = await self._log.committed(TURNS_GROUP)
-        for partition in range(self._log.partitions(topics.CONVERSATIONS)):
-            offset = stored.get((topics.CONVERSATIONS, partition), 0)
-            while records := await self._log.read(topics.CONVERSATIONS, partition, offset):
-                offset = records[-1].offset + 1
-                rows.extend(decoded(records))
-        return rows
 
     def _stored(self, tenant: str, request: common_pb2.ErasureRequested) -> set[str]:
         """The stored answers that draw on the subject."""
@@ -208,16 +179,6 @@ class SqliteErasures:
             f"SELECT count(*) FROM gateway_turns WHERE tenant=? AND answer_id {_IN}", (tenant, _texts(answers))
         ).fetchone()
         return int(row[0])
-
-
-def decoded(records: Iterable[Record]) -> list[TurnRow]:
-    """The turns among some records; what cannot be decoded is left to `decide`, which gives it up."""
-    rows = []
-    for record in records:
-        if record.type == TURN_TYPE and record.value is not None:
-            with contextlib.suppress(DecodeError):
-                rows.append(row_of(events_pb2.TurnCompleted.FromString(record.value)))
-    return rows
 
 
 def _texts(values: Iterable[str]) -> str:

@@ -115,7 +115,7 @@ def world() -> World:
 @pytest.fixture
 async def served(run_service: RunService, world: World) -> AsyncIterator[tuple[Running, str]]:
     async with (
-        run_service(build, world.build) as running,
+        run_service(build, *world.builds) as running,
         listening(build_http(running.platform), "127.0.0.1:0") as url,
     ):
         yield running, url

@@ -1,8 +1,11 @@
-"""RagGatewayService over real gRPC on a real embedded log."""
+"""RagGatewayService over real gRPC: on a real embedded log; what touches conversations on Kafka and MongoDB, too."""
 
 import contextlib
 import json
+import uuid
 from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,8 +19,12 @@ from services.kernel.errors import UnavailableError
 from services.kernel.log import encode_token, key_of, message_of
 from services.rag_gateway.app import build
 from tests.conftest import Running, RunService
+from tests.engines import Kafka
+from tests.engines.mongo import MongoServer, mongo_engine
 from tests.unit.rag_gateway.llm_server import LlmServer, Script, refuses, streams
 from tests.unit.rag_gateway.peer_doubles import Document, World
+
+__all__ = ["mongo_engine"]
 
 REFUNDS = Document(
     "policies/refunds.md",
@@ -58,7 +65,31 @@ def world() -> World:
 
 @pytest.fixture
 async def running(run_service: RunService, world: World) -> AsyncIterator[Running]:
-    async with run_service(build, world.build) as running:
+    async with run_service(build, *world.builds) as running:
+        yield running
+
+
+@pytest.fixture(params=["embedded", pytest.param("cluster", marks=(pytest.mark.slow, pytest.mark.engine))])
+def run_anywhere(request: pytest.FixtureRequest, run_service: RunService) -> RunService:
+    """Run services: with each adapter of the log and of the conversations."""
+    if request.param == "embedded":
+        return run_service
+    return partial(run_service, settings_tables=request.getfixturevalue("cluster"))
+
+
+@pytest.fixture
+def cluster(kafka_engine: Kafka, mongo_engine: MongoServer) -> dict[str, dict[str, Any]]:
+    """The settings of an installation on Kafka and MongoDB that is the test's own."""
+    name = uuid.uuid4().hex
+    return {
+        "kafka": {"bootstrap_servers": kafka_engine.address, "prefix": f"{name}.", "replication": 1},
+        "mongodb": {"uri": mongo_engine.uri, "database": name},
+    }
+
+
+@pytest.fixture
+async def anywhere(run_anywhere: RunService, world: World) -> AsyncIterator[Running]:
+    async with run_anywhere(build, *world.builds) as running:
         yield running
 
 
@@ -165,7 +196,9 @@ async def test_a_peer_that_fails_is_named_and_the_others_still_answer(running: R
 
 async def test_a_peer_that_is_slow_is_not_waited_for(run_service: RunService, world: World) -> None:
     world.slow["GetProfile"] = 30.0
-    async with run_service(build, world.build, settings_tables={"rag_gateway": {"profile_timeout_s": 0.05}}) as running:
+    async with run_service(
+        build, *world.builds, settings_tables={"rag_gateway": {"profile_timeout_s": 0.05}}
+    ) as running:
         answer = await ask(running, "When do you send the money?", asker="email:ada@example.com")
     assert "7 days" in answer.text
     assert any(missing.startswith("profile:") for missing in answer.missing)
@@ -250,10 +283,10 @@ async def test_documents_are_found_only_by_readers_who_hold_a_label(running: Run
     assert "9000" in (await ask(running, "What is the bonus for managers?", access=["hr"])).text
 
 
-async def test_the_turn_is_in_the_log_before_the_answer_ends_and_can_be_read_back(running: Running) -> None:
-    answer = await ask(running, "When do you send the money?", asker="email:ada@example.com", conversation_id="c1")
+async def test_the_turn_is_in_the_log_before_the_answer_ends_and_can_be_read_back(anywhere: Running) -> None:
+    answer = await ask(anywhere, "When do you send the money?", asker="email:ada@example.com", conversation_id="c1")
     records = []
-    log = running.platform.log
+    log = anywhere.platform.log
     for partition in range(log.partitions(topics.CONVERSATIONS)):
         records.extend(await log.read(topics.CONVERSATIONS, partition, 0))
     (record,) = records
@@ -262,7 +295,7 @@ async def test_the_turn_is_in_the_log_before_the_answer_ends_and_can_be_read_bac
     assert (turn.answer_id, turn.answer, turn.profile_id) == (answer.answer_id, answer.text, "p_ada")
     assert turn.asked_as == "email:ada@example.com"
     assert all(not part.text and part.reference for part in turn.context.parts)
-    assert (await conversation(running, "c1"))[0] == turn
+    assert (await conversation(anywhere, "c1"))[0] == turn
 
 
 async def conversation(running: Running, name: str) -> list[events_pb2.TurnCompleted]:
@@ -285,36 +318,57 @@ async def settled(running: Running) -> None:
         assert await log.wait_committed([group], ends, 10.0)
 
 
-async def test_a_question_that_leans_on_the_one_before_is_understood(running: Running, world: World) -> None:
+async def test_a_question_that_leans_on_the_one_before_is_understood(anywhere: Running, world: World) -> None:
     world.add(
         Document("policies/hotels.md", "Hotels may be cancelled until 14 days before arrival.", "Cancelling hotels"),
         Document(
             "policies/flights.md", "Flights may be cancelled until 24 hours before departure.", "Cancelling flights"
         ),
     )
-    first = await ask(running, "Until when can hotels be cancelled?", conversation_id="c2")
+    first = await ask(anywhere, "Until when can hotels be cancelled?", conversation_id="c2")
     assert "14 days" in first.text
-    second = await ask(running, "And for flights?", conversation_id="c2")
+    second = await ask(anywhere, "And for flights?", conversation_id="c2")
     assert "24 hours before departure" in second.text
 
 
-async def test_the_turns_of_another_person_never_enter_a_context(running: Running) -> None:
-    await ask(running, "What is my tier?", asker="email:ada@example.com", conversation_id="shared")
+async def test_the_turns_of_another_person_never_enter_a_context(anywhere: Running) -> None:
+    await ask(anywhere, "What is my tier?", asker="email:ada@example.com", conversation_id="shared")
     for asker in (None, "email:eve@example.com"):
-        received = await pieces(running, question("And again?", conversation_id="shared", asker=asker))
+        received = await pieces(anywhere, question("And again?", conversation_id="shared", asker=asker))
         assert "gold" not in str(received)
 
 
-async def test_a_conversation_survives_a_restart_and_a_rebuild(run_service: RunService, world: World) -> None:
-    async with run_service(build, world.build) as running:
+async def test_a_conversation_survives_a_restart_and_a_rebuild(run_anywhere: RunService, world: World) -> None:
+    async with run_anywhere(build, *world.builds) as running:
         answer = await ask(running, "When do you send the money?", conversation_id="c3")
         before = await conversation(running, "c3")
-    async with run_service(build, world.build) as running:
+    async with run_anywhere(build, *world.builds) as running:
         assert await conversation(running, "c3") == before
         assert before[0].answer_id == answer.answer_id
         hashes = await rebuilt(running)
         assert hashes[0] == hashes[1]
         assert await conversation(running, "c3") == before
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+async def test_every_replica_reads_and_erases_what_another_has_answered(
+    run_service: RunService, world: World, cluster: dict[str, Any], tmp_path: Path
+) -> None:
+    run = partial(run_service, build, *world.builds, settings_tables=cluster)
+    async with run(data=tmp_path / "one") as one, run(data=tmp_path / "two") as two:
+        asked = [
+            await ask(one, "What is my tier?", asker="email:ada@example.com", conversation_id=f"c{number}")
+            for number in range(8)
+        ]
+        for number, answer in enumerate(asked):
+            assert [turn.answer_id for turn in await conversation(two, f"c{number}")] == [answer.answer_id]
+        second = await ask(two, "And when do I check in?", asker="email:ada@example.com", conversation_id="c0")
+        assert [turn.answer_id for turn in await conversation(one, "c0")] == [asked[0].answer_id, second.answer_id]
+        done = await erase(two, "p_ada")
+        assert (done.removed["turns"], done.remaining["turns"]) == (9, 0)
+        for number in range(8):
+            assert await conversation(one, f"c{number}") == []
 
 
 async def rebuilt(running: Running) -> tuple[str, str]:
@@ -328,19 +382,19 @@ async def rebuilt(running: Running) -> tuple[str, str]:
     return last.hash_before, last.hash_after
 
 
-async def test_an_erasure_removes_the_persons_turns_and_names_them(running: Running) -> None:
-    mine = await ask(running, "What is my tier?", asker="email:ada@example.com", conversation_id="c4")
-    other = await ask(running, "When do you send the money?", conversation_id="c5")
-    done = await erase(running, "p_ada")
+async def test_an_erasure_removes_the_persons_turns_and_names_them(anywhere: Running) -> None:
+    mine = await ask(anywhere, "What is my tier?", asker="email:ada@example.com", conversation_id="c4")
+    other = await ask(anywhere, "When do you send the money?", conversation_id="c5")
+    done = await erase(anywhere, "p_ada")
     assert done.service == "rag_gateway"
     assert done.removed["turns"] == 1
     assert done.remaining["turns"] == 0
     assert set(done.related_ids) == {mine.answer_id, "c4"}
-    assert await conversation(running, "c4") == []
-    assert [turn.answer_id for turn in await conversation(running, "c5")] == [other.answer_id]
-    before, after = await rebuilt(running)
+    assert await conversation(anywhere, "c4") == []
+    assert [turn.answer_id for turn in await conversation(anywhere, "c5")] == [other.answer_id]
+    before, after = await rebuilt(anywhere)
     assert before == after
-    assert await conversation(running, "c4") == []
+    assert await conversation(anywhere, "c4") == []
 
 
 async def erase(running: Running, profile_id: str) -> common_events_pb2.ErasureDone:
@@ -358,16 +412,16 @@ async def erase(running: Running, profile_id: str) -> common_events_pb2.ErasureD
 
 
 async def test_an_erasure_takes_turns_asked_under_the_persons_name_while_the_profile_was_away(
-    running: Running, world: World
+    anywhere: Running, world: World
 ) -> None:
-    await ask(running, "What is my tier?", asker="email:ada@example.com", conversation_id="c6")
+    await ask(anywhere, "What is my tier?", asker="email:ada@example.com", conversation_id="c6")
     world.failing["GetProfile"] = UnavailableError("down")
     nameless = await ask(
-        running, "I am ill, and when is the money sent?", asker="email:ADA@example.com", conversation_id="c7"
+        anywhere, "I am ill, and when is the money sent?", asker="email:ADA@example.com", conversation_id="c7"
     )
-    done = await erase(running, "p_ada")
+    done = await erase(anywhere, "p_ada")
     assert nameless.answer_id in done.related_ids
-    assert await conversation(running, "c7") == []
+    assert await conversation(anywhere, "c7") == []
 
 
 async def test_compose_gives_the_context_and_the_prompt_without_recording_a_turn(running: Running) -> None:
@@ -404,7 +458,7 @@ async def with_model(
             "prompt_price": 1.0,
             "answer_price": 2.0,
         }
-        async with run_service(build, world.build, settings_tables={"rag_gateway": {"llm": llm}}) as running:
+        async with run_service(build, *world.builds, settings_tables={"rag_gateway": {"llm": llm}}) as running:
             yield running, server
 
 

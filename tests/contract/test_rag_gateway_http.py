@@ -72,7 +72,7 @@ async def edge(run_service: RunService) -> AsyncIterator[Edge]:
     world = World()
     world.add(REFUNDS, ALECRIM)
     world.profiles["email:ada@example.com"] = ada()
-    async with run_service(build, world.build) as running, contextlib.AsyncExitStack() as stack:
+    async with run_service(build, *world.builds) as running, contextlib.AsyncExitStack() as stack:
         application = build_http(running.platform, [add_hello])
         url = await stack.enter_async_context(listening(application, "127.0.0.1:0"))
         port = int(url.rstrip("/").rpartition(":")[2])

@@ -1,10 +1,11 @@
 """Real engines for tests: fetched and started by the scripts beside this, once a session, on free ports of loopback."""
 
 import os
+import random
+import select
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +16,13 @@ CACHE = Path(os.environ.get("HEADWATER_CACHE", "~/.cache/headwater")).expanduser
 
 
 def free_ports(count: int) -> int:
-    """Return the first of so many free ports in a row."""
+    """Return the first of so many free ports in a row.
+
+    They are below those that the system gives to outgoing connections: else a client that tries again and again to
+    reach a killed engine would one day be given the engine's own port, be connected to itself, and shut the engine out.
+    """
     while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
+        port = random.randrange(15_000, 32_000)
         try:
             for number in range(port, port + count):
                 with socket.socket() as each:
@@ -29,12 +32,29 @@ def free_ports(count: int) -> int:
         return port
 
 
+def kill(pid: int) -> None:
+    """Kill a process, and wait until all its threads have ended: only then are its ports and locks free."""
+    handle = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        if not select.select([handle], [], [], 30)[0]:
+            raise TimeoutError(f"the process {pid} survives SIGKILL")
+    finally:
+        os.close(handle)
+
+
 class Kafka:
-    """A broker of its own data folder, that can be stopped, killed and started again."""
+    """A broker of its own data folder, that can be stopped, killed and started again.
+
+    Attributes:
+        address: where it is reached.
+        proxy: the port that clients have to use who reach it by a proxy to `proxied`.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_ports(2)
+        self.folder, self.port = folder, free_ports(4)  # the next one is the controller's
         self.address = f"127.0.0.1:{self.port}"
+        self.proxied, self.proxy = self.port + 2, self.port + 3
 
     def start(self) -> None:
         self._run("start", str(self.folder), "kafka")
@@ -43,14 +63,11 @@ class Kafka:
         self._run("stop", str(self.folder))
 
     def kill(self) -> None:
-        pid = int((self.folder / "kafka.pid").read_text())
-        os.kill(pid, signal.SIGKILL)
-        command = Path(f"/proc/{pid}/cmdline")  # empty once the process has ended, even if nobody has reaped it
-        while command.exists() and command.read_bytes():
-            time.sleep(0.05)
+        kill(int((self.folder / "kafka.pid").read_text()))
 
     def _run(self, *words: str) -> None:
-        environment = {**os.environ, "KAFKA_PORT": str(self.port), "JAVA_HEAP": "256m"}
+        ports = {"KAFKA_PORT": str(self.port), "KAFKA_PROXY": str(self.proxy)}
+        environment = {**os.environ, **ports, "JAVA_HEAP": "256m"}
         command = ["nice", "-n", "15", "bash", str(HERE / "kafka.sh"), *words]
         subprocess.run(command, env=environment, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 

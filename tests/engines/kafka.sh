@@ -3,10 +3,12 @@
 #
 #   kafka.sh install                                   fetch the jars and the missing system packages
 #   kafka.sh start DIR [kafka] [connect] [postgres]    start those named, or all; installs first where needed
-#   kafka.sh stop DIR                                  stop what was started in DIR; deleting DIR is up to you
+#   kafka.sh stop DIR [kafka] [connect] [postgres]     stop those named, or all that was started in DIR
 #
-# DIR holds data, logs and pid files of one run. The jars are kept in $HEADWATER_CACHE (default ~/.cache/headwater).
+# DIR holds data, logs and pid files of one run; deleting it is up to you.
+# The jars are kept in $HEADWATER_CACHE (default ~/.cache/headwater).
 # Ports: KAFKA_PORT 19092 (its controller takes the next one), CONNECT_PORT 18083, POSTGRES_PORT 15432.
+# KAFKA_PROXY is the port of a proxy, whose clients go on by it: it has to hand on to KAFKA_PORT + 2.
 # JAVA_HEAP 512m is the most that each Java process takes for its heap.
 # CONNECT_EXACTLY_ONCE=enabled lets source connectors write in transactions.
 # PostgreSQL trusts every local connection as the superuser `postgres`, so no password is needed or kept.
@@ -107,12 +109,14 @@ stop_java() { # NAME: SIGTERM, 20 s of patience, SIGKILL
 kafka_serves() { grep -q 'Kafka Server started' "$DIR/kafka.log" && port_open "$KAFKA_AT"; }
 
 start_kafka() {
+  local proxied=${KAFKA_PROXY:-}
   launch kafka "$KAFKA_AT" kafka_serves -- kafka.Kafka <<CONF
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$((KAFKA_AT + 1))
-listeners=PLAINTEXT://127.0.0.1:$KAFKA_AT,CONTROLLER://127.0.0.1:$((KAFKA_AT + 1))
-advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_AT
+listeners=PLAINTEXT://127.0.0.1:$KAFKA_AT,CONTROLLER://127.0.0.1:$((KAFKA_AT + 1))${proxied:+,PROXIED://127.0.0.1:$((KAFKA_AT + 2))}
+advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_AT${proxied:+,PROXIED://127.0.0.1:$proxied}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs=$DIR/kafka
 # one node; a misspelt topic is an error; the first consumer of a group does not wait for others
@@ -184,21 +188,22 @@ stop_postgres() {
     postgres_run pg_ctl -D "$DIR/postgres/data" -m fast -w -t 30 stop >/dev/null
 }
 
+for engine in "${@:3}"; do [[ $engine =~ ^(kafka|connect|postgres)$ ]] || usage; done
 case ${1:-}:$# in
   install:1) install ;;
   start:[!1]*)
     mkdir -p "$2"
     DIR=$(cd "$2" && pwd -P)
     install
-    for engine in "${@:3}"; do [[ $engine =~ ^(kafka|connect|postgres)$ ]] || usage; done
     if (($# == 2)); then set -- "$@" kafka connect postgres; fi
     for engine in "${@:3}"; do "start_$engine"; done
     ;;
-  stop:2)
+  stop:[!1]*)
     DIR=$(cd "$2" && pwd -P)
-    stop_java connect # clients first
-    stop_java kafka
-    stop_postgres
+    if (($# == 2)); then set -- "$@" connect kafka postgres; fi # clients first
+    for engine in "${@:3}"; do
+      if [[ $engine == postgres ]]; then stop_postgres; else stop_java "$engine"; fi
+    done
     ;;
   *) usage ;;
 esac

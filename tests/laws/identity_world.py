@@ -3,27 +3,26 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 from hypothesis import strategies as st
 
 from headwater.identity_graph.v1 import events_pb2 as identity_pb2
 from headwater.ingest.v1 import events_pb2
-from services.identity_graph.app import changes_processor
+from services.identity_graph.app import changes_processor, sqlite_adapters
 from services.identity_graph.columns import Extractor
 from services.identity_graph.matching import resolve
 from services.identity_graph.model import Content, Kinds, birth_id, key_text, text_of
+from services.identity_graph.ports import Adapters
 from services.identity_graph.settings import Settings
-from services.identity_graph.sqlite_lifecycle import hash_of
 from services.kernel import topics
 from services.kernel.log import Message, Progress, Record, Tally, key_of, partition_of
 from services.kernel.processor import Outcome
 from services.kernel.records import record_key
 from services.kernel.sqlite import Database
-from services.kernel.sqlite_log import SqliteLog
-from services.kernel.topics import TOPICS
 
 PARTITIONS = 2
 TENANT = "default"
@@ -125,7 +124,7 @@ def histories(draw: st.DrawFn, *, max_size: int = 30, truncates: bool = True) ->
     return events
 
 
-def encode(event: Event) -> list[tuple[int, events_pb2.Change]]:
+def encode(event: Event, partitions: int = PARTITIONS) -> list[tuple[int, events_pb2.Change]]:
     """Return the change of an event, with the partitions that it goes to."""
     change = events_pb2.Change(
         tenant="", source="crm", entity=event.entity, operation=event.operation,
@@ -133,22 +132,103 @@ def encode(event: Event) -> list[tuple[int, events_pb2.Change]]:
     )  # fmt: skip
     change.occurred_at.FromMilliseconds(event.time_ms)
     if event.operation == Type.OPERATION_TRUNCATE:
-        return [(partition, change) for partition in range(PARTITIONS)]
+        return [(partition, change) for partition in range(partitions)]
     change.record, change.key_json = event.record, orjson.dumps({"id": event.key}).decode()
     if event.operation != Type.OPERATION_DELETE:
         change.after_json = orjson.dumps(event.row).decode()
-    return [(partition_of(key_of("", event.record), PARTITIONS), change)]
+    return [(partition_of(key_of("", event.record), partitions), change)]
+
+
+class Tables(NamedTuple):
+    """What is stored.
+
+    Attributes:
+        nodes: per id its text, number of rows, first sighting and key, links as one text, and component.
+        members: node, first sighting and key of every record that is in the graph.
+        links: every link with each of its holders.
+        crowds: what is quarantined.
+        buried, dug: digest and record, by which former records are found, and as these themselves say it.
+    """
+
+    nodes: dict[int, tuple[str, int, int, str, str, int | None]]
+    members: list[tuple[int, int, str]]
+    links: set[tuple[str, int]]
+    crowds: set[str]
+    buried: set[tuple[str, str]]
+    dug: set[tuple[str, str]]
+
+
+class Place(Protocol):
+    """Where the graph under test is."""
+
+    @property
+    def adapters(self) -> Adapters:
+        """The graph."""
+
+    def unit(self) -> AbstractAsyncContextManager[object]:
+        """Open the unit of work of a batch."""
+
+    async def record(self, progress: Progress) -> None:
+        """Keep the progress of a batch."""
+
+    async def tables(self) -> Tables:
+        """Return all that is stored."""
+
+    async def hash(self) -> str:
+        """Return the hash of the graph."""
+
+    def close(self) -> None:
+        """Leave it."""
+
+
+class Embedded:
+    """A graph in a database of its own."""
+
+    def __init__(self, folder: Path, kinds: Kinds) -> None:
+        self._database = Database(folder)
+        self.adapters = sqlite_adapters(self._database, kinds)
+
+    def unit(self) -> AbstractAsyncContextManager[object]:
+        return self._database.transaction()
+
+    async def record(self, progress: Progress) -> None:
+        """Do nothing: the log does it."""
+
+    async def tables(self) -> Tables:
+        query = self._database.writer.execute
+        stored = query("SELECT buried, key FROM identity_records WHERE buried IS NOT NULL")
+        for number, component, lone in query("SELECT id, component, lone FROM identity_nodes"):
+            assert (lone is None) == bool(component), number
+        return Tables(
+            {
+                number: tuple(fields)
+                for number, *fields in query(
+                    "SELECT id, text, rows, first_seen, first_key, links, component FROM identity_nodes"
+                )
+            },
+            query("SELECT node, first_seen, key FROM identity_records WHERE node IS NOT NULL").fetchall(),
+            set(query("SELECT link, node FROM identity_links")),
+            {link for (link,) in query("SELECT link FROM identity_crowds")},
+            set(query("SELECT b.digest, r.key FROM identity_buried b LEFT JOIN identity_records r ON r.id = b.record")),
+            {(digest, key) for text, key in stored for digest in orjson.loads(text)},
+        )
+
+    async def hash(self) -> str:
+        return await self.adapters.life.hash(self._database.writer)
+
+    def close(self) -> None:
+        self._database.close()
 
 
 class World:
-    """The graph under test, fed batch by batch."""
+    """The graph under test, fed batch by batch; by default it is in a database in `folder`."""
 
-    def __init__(self, folder: Path, settings: Settings = SETTINGS) -> None:
-        self.database = Database(folder)
-        self._log = SqliteLog(self.database)
+    def __init__(self, folder: Path, settings: Settings = SETTINGS, place: Place | None = None) -> None:
         self.kinds = Kinds(settings)
-        self.processor = changes_processor(self.database, settings)
+        self.place = place or Embedded(folder, self.kinds)
+        self.processor = changes_processor(self.place.adapters, settings)
         self._offsets = itertools.count()
+        self._reached: dict[int, int] = defaultdict(int)
         self.assigned: dict[str, tuple[int, Assigned | None]] = {}
         self.decided: list[identity_pb2.IdentityDecided] = []
         self.outcomes: list[Outcome] = []
@@ -181,24 +261,20 @@ class World:
     async def process(self, batch: Sequence[Record]) -> None:
         processor = self.processor
         assert processor.finish is not None
-        await self._log.create_topics(TOPICS)
-        async with self.database.transaction():
+        async with self.place.unit():
             work = await processor.store.load(batch)
             self.outcomes.extend(processor.decide(work, record).outcome for record in batch)
             outputs = list(processor.finish(work))
-            progress = Progress(
-                processor.name,
-                batch[0].topic,
-                batch[0].partition,
-                batch[0].offset,
-                batch[-1].offset + 1,
-                outputs,
-                Tally(),
-            )
+            partition, end = batch[0].partition, batch[-1].offset + 1
+            start = self._reached[partition]
+            progress = Progress(processor.name, batch[0].topic, partition, start, end, outputs, Tally())
             await processor.store.save(work, progress)
-        self._consume(outputs)
+            await self.place.record(progress)
+        self._reached[partition] = end
+        self.read(outputs)
 
-    def _consume(self, outputs: Iterable[Message]) -> None:
+    def read(self, outputs: Iterable[Message]) -> None:
+        """Take note of what is published, as a reader does."""
         for message in outputs:
             self.messages.append(message)
             assert message.value is not None
@@ -221,31 +297,26 @@ class World:
         return {record: now for record, (_, now) in self.assigned.items() if now is not None}
 
     async def hash(self) -> str:
-        return await hash_of(self.database.writer)
+        return await self.place.hash()
 
-    def check_tables(self) -> None:
-        """Check that the tables agree with one another."""
-        query = self.database.writer.execute
-        nodes = {
-            row[0]: row[1:]
-            for row in query("SELECT id, text, rows, first_seen, first_key, links, lone FROM identity_nodes")
-        }
+    async def check_tables(self) -> Tables:
+        """Check that what is stored agrees with itself, and return it."""
+        tables = await self.place.tables()
+        nodes, crowds = tables.nodes, tables.crowds
         members = defaultdict(list)
-        for node, seen, key in query("SELECT node, first_seen, key FROM identity_records WHERE node IS NOT NULL"):
+        for node, seen, key in tables.members:
             members[node].append((seen, key))
         assert set(members) == set(nodes)
         assert len({row[0] for row in nodes.values()}) == len(nodes), "two nodes of one content"
         links: set[tuple[str, int]] = set()
-        for node, (text, count, first_seen, first_key, joined, _lone) in nodes.items():
+        for node, (text, count, first_seen, first_key, joined, _) in nodes.items():
             assert (count, (first_seen, first_key)) == (len(members[node]), min(members[node])), text
             found = self.kinds.content(TENANT, text).links
             assert joined == "\x1e".join(found)
             links.update((link, node) for link in found)
-        assert set(query("SELECT link, node FROM identity_links")) == links
-        crowds = {row[0] for row in query("SELECT link FROM identity_crowds")}
-        component = dict(query("SELECT id, component FROM identity_nodes"))
+        assert tables.links == links
+        component = {node: fields[5] for node, fields in nodes.items()}
         lone = {node for node, found in component.items() if found is None}
-        assert all((row[5] is None) == bool(component[node]) for node, row in nodes.items())
         for link, node in links:
             assert link in crowds or node not in lone
         by_link = defaultdict(set)
@@ -253,12 +324,11 @@ class World:
             if link not in crowds:
                 by_link[link].add(component[node])
         assert all(len(found) == 1 for found in by_link.values()), by_link
-        digests = set(query("SELECT digest, record FROM identity_buried"))
-        stored = query("SELECT buried, id FROM identity_records WHERE buried IS NOT NULL")
-        assert digests == {(digest, record) for text, record in stored for digest in orjson.loads(text)}
+        assert tables.buried == tables.dug
+        return tables
 
     def close(self) -> None:
-        self.database.close()
+        self.place.close()
 
 
 def from_scratch(events: Iterable[Event], settings: Settings = SETTINGS) -> tuple[dict[str, Assigned], set[str]]:

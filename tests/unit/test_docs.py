@@ -27,6 +27,7 @@ from services.ingest.settings import (
     FolderSettings,
     SchemaRegistrySettings,
     Settings as IngestSettings,
+    TopicsSettings,
 )
 from services.kernel.errors import InvalidInputError
 from services.kernel.settings import SECTIONS, Settings as KernelSettings, load
@@ -59,6 +60,7 @@ TABLES: Mapping[str, type[Any]] = {
     "`[ingest]`": IngestSettings,
     "`[[ingest.folders]]`": FolderSettings,
     "`[[ingest.buckets]]`": BucketSettings,
+    "`[[ingest.topics]]`": TopicsSettings,
     "`[ingest.schema_registry]`": SchemaRegistrySettings,
     "`[identity_graph]`": IdentitySettings,
     "`[identity_graph.kinds.KIND]`": KindRule,

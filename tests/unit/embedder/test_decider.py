@@ -56,7 +56,7 @@ def test_the_same_document_again_is_superseded() -> None:
     state, _ = apply(document("docs/a", "text", position=1))
     state, decision = apply(document("docs/a", "text", position=1), state=indexed(state, KEY))
     assert decision.outcome is Outcome.SUPERSEDED
-    assert not state.work
+    assert not state.changed
 
 
 def test_an_older_position_is_superseded() -> None:
@@ -71,7 +71,7 @@ def test_metadata_and_access_are_applied_at_once_with_no_work() -> None:
     state, decision = apply(change, state=indexed(state, KEY))
     stored = state.documents[KEY]
     assert (stored.metadata, stored.shown_to, stored.uri) == ('{"team":"x"}', ("staff",), "u")
-    assert not state.work
+    assert not stored.waits
     assert [(e.version, e.embedded) for e in events(decision)] == [(stored.version, 0)]
 
 
@@ -89,7 +89,6 @@ def test_a_return_to_the_indexed_version_drops_the_job() -> None:
     state, _ = apply(document("docs/a", "two", position=2), state=indexed(state, KEY))
     state, decision = apply(document("docs/a", "one", position=3), state=state)
     assert not state.documents[KEY].waits
-    assert not state.work
     assert [m.value for m in decision.outputs if m.topic == topics.JOBS] == [None]
 
 
@@ -125,7 +124,7 @@ def test_a_live_column_costs_no_work_but_is_told() -> None:
     state, _ = apply(row(1, RIVA, position=1))
     state, decision = apply(row(1, {**RIVA, "price": 75}, position=2), state=indexed(state, ROW))
     assert orjson.loads(state.documents[ROW].live) == {"price": 75}
-    assert not state.work
+    assert not state.documents[ROW].waits
     assert len(events(decision)) == 1
 
 

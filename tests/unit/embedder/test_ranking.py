@@ -12,7 +12,9 @@ PLAIN = WordQuery("", 3, 0.0)
 
 
 def test_stop_words_are_dropped_and_neighbours_become_phrases() -> None:
-    assert word_query("What is the refund policy?") == WordQuery('"refund" OR "policy" OR "refund policy"', 2, 0.0)
+    assert word_query("What is the refund policy?") == WordQuery(
+        '"refund" OR "policy" OR "refund policy"', 2, 0.0, (("refund",), ("polici",), ("refund", "polici"))
+    )
 
 
 def test_words_apart_make_no_phrase() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings, strategies as st
 
 from services.embedder.ports import Vector
-from services.embedder.vectors import Entry, VectorIndex
+from services.embedder.vectors import Entry, VectorIndex, cosines
 
 DIMENSIONS = 4
 Step = tuple[str, int, int, int]  # what, which chunk, which group, which vector
@@ -46,7 +46,7 @@ def test_it_finds_what_looking_at_every_vector_finds(history: list[Step], groups
     found = index.search(query, groups, count)
     np.testing.assert_allclose([cosine for _, cosine in found], expected, atol=1e-6)
     assert all(model[chunk][0] in groups for chunk, _ in found)
-    assert index.cosines(query, [*model, 777]).keys() == model.keys()
+    assert index.vectors([*model, 777]).keys() == model.keys()
 
 
 def test_it_grows_and_shrinks_over_its_capacity() -> None:
@@ -59,6 +59,6 @@ def test_it_grows_and_shrinks_over_its_capacity() -> None:
 def test_an_empty_index_finds_nothing() -> None:
     index = VectorIndex(DIMENSIONS)
     assert index.search(vector(1), {1}, 5) == []
-    assert index.cosines(vector(1), [1]) == {}
+    assert cosines(vector(1), []) == []
     index.clear()
     assert index.vectors([1]) == {}

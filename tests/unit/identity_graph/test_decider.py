@@ -24,7 +24,7 @@ KIND = events_pb2.Change.DESCRIPTOR.full_name
 
 
 def state() -> WorkingSet:
-    return WorkingSet(Kinds(SETTINGS), 1, 1)
+    return WorkingSet(Kinds(SETTINGS), 1)
 
 
 def delta(

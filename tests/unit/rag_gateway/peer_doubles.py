@@ -2,7 +2,7 @@
 will, be slow, change a document between its search and the check of a citation."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from headwater.profile.v1 import (
     service_pb2_grpc as profile_grpc,
 )
 from services.kernel.errors import DeadlineError, HeadwaterError, NotFoundError
+from services.kernel.runner import Build
 from services.kernel.service import Platform, Service
 from services.rag_gateway.words import terms
 
@@ -53,17 +54,24 @@ class World:
         if name in self.failing:
             raise self.failing[name]
 
-    def build(self, platform: Platform) -> Service:
-        del platform
-
+    @property
+    def builds(self) -> list[Build]:
         # The calls that the gateway does not make answer UNIMPLEMENTED, as an older server's would.
-        def register(server: grpc.aio.Server) -> None:
-            profile_grpc.add_ProfileServiceServicer_to_server(_Profile(self), server)  # type: ignore[abstract]
-            embedder_grpc.add_EmbedderServiceServicer_to_server(_Embedder(self), server)  # type: ignore[abstract]
-            identity_grpc.add_IdentityGraphServiceServicer_to_server(_Identity(self), server)  # type: ignore[abstract]
-            feedback_grpc.add_FeedbackServiceServicer_to_server(_Feedback(self), server)  # type: ignore[abstract]
+        doubles: dict[str, Callable[[grpc.aio.Server], None]] = {
+            "profile": lambda s: profile_grpc.add_ProfileServiceServicer_to_server(_Profile(self), s),  # type: ignore[abstract]
+            "embedder": lambda s: embedder_grpc.add_EmbedderServiceServicer_to_server(_Embedder(self), s),  # type: ignore[abstract]
+            "identity_graph": lambda s: identity_grpc.add_IdentityGraphServiceServicer_to_server(_Identity(self), s),  # type: ignore[abstract]
+            "feedback": lambda s: feedback_grpc.add_FeedbackServiceServicer_to_server(_Feedback(self), s),  # type: ignore[abstract]
+        }
+        return [_builds(Service(name, register, [], erases=False)) for name, register in doubles.items()]
 
-        return Service(name="peers", register=register, service_names=[], erases=False)
+
+def _builds(service: Service) -> Build:
+    def build(platform: Platform) -> Service:
+        del platform
+        return service
+
+    return build
 
 
 def freshness(store: str) -> common_pb2.StoreFreshness:
