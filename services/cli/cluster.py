@@ -83,11 +83,13 @@ class ClusterOperations:
 
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest) -> pb.ListDeadLettersResponse:
         """Return a page of the dead letters of all."""
-        return await self._stubs[LETTERS_AT].ListDeadLetters(request)
+        response: pb.ListDeadLettersResponse = await self._stubs[LETTERS_AT].ListDeadLetters(request)
+        return response
 
     async def RetryDeadLetters(self, request: pb.RetryDeadLettersRequest) -> pb.RetryDeadLettersResponse:
         """Put dead letters back."""
-        return await self._stubs[LETTERS_AT].RetryDeadLetters(request)
+        response: pb.RetryDeadLettersResponse = await self._stubs[LETTERS_AT].RetryDeadLetters(request)
+        return response
 
 
 def operations_of(channel: Any) -> Any:

@@ -19,7 +19,6 @@ from services.embedder.settings import ModelSettings, Provider, Settings
 from services.embedder.sqlite_adapters import sqlite_adapters
 from services.kernel import topics
 from services.kernel.enrichment import RetryPolicy, Runner
-from services.kernel.errors import InvalidInputError
 from services.kernel.processor import Processor
 from services.kernel.service import Platform, ReadModel, Service
 
@@ -54,21 +53,9 @@ def adapters_of(platform: Platform, decider: Decider, model: Embedder) -> Adapte
     Raises:
         InvalidInputError: only one of the two is configured.
     """
-    has_documents = bool(platform.settings.table("mongodb"))
-    indexes = [name for name in ("opensearch", "postgresql") if platform.settings.table(name)]
-    if not has_documents and not indexes:
-        return sqlite_adapters(platform, decider, model)
-    if not has_documents:
-        raise InvalidInputError(
-            f"[{indexes[0]}] holds the chunks of documents, and [mongodb] their state: configure [mongodb], too"
-        )
-    if not indexes:
-        raise InvalidInputError(
-            "[mongodb] holds the state of documents, and not their chunks: configure [opensearch] or [postgresql], too"
-        )
-    from services.embedder.mongo_adapters import mongo_adapters
-
-    return mongo_adapters(platform, decider, model, indexes[0])
+    if indexes := [name for name in ("opensearch", "postgresql") if platform.settings.table(name)]:
+        log.warning("embedder.local", configured=indexes, consequence="chunks stay in the local database: one worker")
+    return sqlite_adapters(platform, decider, model)
 
 
 def build(platform: Platform, embedder: Embedder | None = None, policy: RetryPolicy | None = None) -> Service:

@@ -73,7 +73,7 @@ class MongoStores:
         await self.ledger.start()
         await self.rows.start()
         await self.documents.start()
-        if await self.ledger.is_empty(FOLD_GROUP):
+        if not await self.ledger.reached(FOLD_GROUP):
             for partition in range(self._log.partitions(topics.PROFILES)):
                 offset = 0
                 while records := await self._log.read(topics.PROFILES, partition, offset):
