@@ -3,6 +3,8 @@
 import functools
 from typing import assert_never
 
+import structlog
+
 from headwater.embedder.v1 import service_pb2
 from services.embedder import erasure
 from services.embedder.chunking import Limits
@@ -21,6 +23,8 @@ from services.kernel import topics
 from services.kernel.enrichment import RetryPolicy, Runner
 from services.kernel.processor import Processor
 from services.kernel.service import Platform, ReadModel, Service
+
+log = structlog.get_logger(__name__)
 
 
 @functools.cache
@@ -48,11 +52,7 @@ def embedder_of(settings: ModelSettings) -> Embedder:
 
 
 def adapters_of(platform: Platform, decider: Decider, model: Embedder) -> Adapters:
-    """Return where the knowledge base is: in the local database, or in MongoDB and an index of chunks.
-
-    Raises:
-        InvalidInputError: only one of the two is configured.
-    """
+    """Return where the knowledge base is: in the local database, or in MongoDB and an index of chunks."""
     if indexes := [name for name in ("opensearch", "postgresql") if platform.settings.table(name)]:
         log.warning("embedder.local", configured=indexes, consequence="chunks stay in the local database: one worker")
     return sqlite_adapters(platform, decider, model)
