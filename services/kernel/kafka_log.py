@@ -438,7 +438,9 @@ class KafkaLog:
             UnavailableError: the groups have members in other processes, which would write into it meanwhile.
         """
         del internal_topics  # the members know
-        for response in await self.asked(self._admin.describe_consumer_groups([*map(self.named, groups)])):
+        # One group at a time: aiokafka cannot read an answer about several.
+        answers = [await self.asked(self._admin.describe_consumer_groups([self.named(group)])) for group in groups]
+        for response in (each for answer in answers for each in answer):
             for _, name, _, _, _, members, *_ in response.groups:
                 mine = sum(self.named(member.group) == name for member in self._members)
                 if len(members) > mine:

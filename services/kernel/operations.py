@@ -89,6 +89,8 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
         while offset < end and (records := await self._log.read(topic, 0, offset)):
             offset = records[-1].offset + 1
             for record in records:
+                if record.offset >= end:
+                    return
                 yield record
             await asyncio.sleep(0)  # others have their turn
 

@@ -29,11 +29,10 @@ def read(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def test_the_chart_is_of_the_package_s_version() -> None:
+def test_the_chart_installs_the_package_s_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     chart = read(CHART / "Chart.yaml")
     assert chart["appVersion"] == version
-    assert chart["version"] == version
 
 
 def test_the_image_s_environment_is_read_as_settings() -> None:
