@@ -130,13 +130,15 @@ class Bench:
                 offset = records[-1].offset + 1
 
     async def getmany_all(self, topic: str) -> None:
-        """Take all records with `getmany`, and commit nothing."""
-        consumer, left = self.consumer(), len(self.keys)
+        """Take all records with `getmany`, one partition after the other, too."""
+        consumer = self.consumer()
         await consumer.start()
-        consumer.assign([TopicPartition(topic, partition) for partition in range(PARTITIONS)])
-        while left > 0:
-            got = await consumer.getmany(timeout_ms=200, max_records=BATCH_RECORDS)
-            left -= sum(map(len, got.values()))
+        for partition in range(PARTITIONS):
+            place = TopicPartition(topic, partition)
+            consumer.assign([place])
+            end = (await consumer.end_offsets([place]))[place]
+            while await consumer.position(place) < end:
+                await consumer.getmany(place, timeout_ms=200, max_records=BATCH_RECORDS)
         await consumer.stop()
 
     async def poll(self) -> tuple[float, float]:
@@ -167,19 +169,21 @@ class Bench:
             await task
 
     async def copy(self, topic: str, to: str | None, batch_records: int) -> None:
-        """Copy the same, or only move the group, by bare transactions: each of a batch of one partition that long."""
+        """Copy the same, or only move the group, by bare transactions of batches that are as long.
+
+        A producer for each partition, too: one alone would wait again and again for its last transaction to be over.
+        """
         name, left = f"{topic}.{to or 'bare'}", len(self.keys)
         consumer = self.consumer(name)
-        places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
         consumer.subscribe([topic])
-        await consumer.start()
-        async with self.producer(name) as producer:
+        async with contextlib.AsyncExitStack() as stack:
+            producers = [
+                await stack.enter_async_context(self.producer(f"{name}.{partition}")) for partition in range(PARTITIONS)
+            ]
+            await stack.enter_async_context(consumer)
             while left > 0:
-                for place in places:
-                    got = await consumer.getmany(place, timeout_ms=0, max_records=batch_records)
-                    if not (raw := got.get(place)):
-                        await asyncio.sleep(0)
-                        continue
+                for place, raw in (await consumer.getmany(timeout_ms=200, max_records=batch_records)).items():
+                    producer = producers[place.partition]
                     await producer.begin_transaction()
                     if to is not None:
                         futures = [
@@ -189,7 +193,6 @@ class Bench:
                     await producer.send_offsets_to_transaction({place: raw[-1].offset + 1}, name)
                     await producer.commit_transaction()
                     left -= len(raw)
-        await consumer.stop()
 
     async def transform(self) -> tuple[float, float]:
         """Return the seconds of the adapter and of the baseline."""
