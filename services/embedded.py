@@ -43,7 +43,8 @@ async def served(settings: Settings) -> AsyncIterator[tuple[Runtime, str]]:
         UnavailableError: an address is taken, or the data folder is in use.
     """
     from services.ingest.http_api import add_routes
-    from services.rag_gateway.http_api import build_http, listening
+    from services.kernel.http_server import listening
+    from services.rag_gateway.http_api import build_http
 
     async with installation(settings) as runtime:
         application = build_http(runtime.platform, extra_routes=[add_routes])

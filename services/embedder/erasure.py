@@ -1,9 +1,6 @@
 """What an erasure did to the knowledge base, and how the world is told. Pure."""
 
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
-
-from google.protobuf.message import DecodeError
 
 from headwater.common.v1 import events_pb2 as common_pb2
 from services.embedder.events import indexed_event
@@ -32,15 +29,6 @@ class Erased(NamedTuple):
     removed: dict[str, int]
     remaining: dict[str, int]
     done_ms: int
-
-
-def requests_of(batch: Sequence[Record]) -> Iterator[tuple[Record, common_pb2.ErasureRequested]]:
-    """Return the requests of a batch; what is none is refused when it is decided on."""
-    for record in batch:
-        try:
-            yield record, common_pb2.ErasureRequested.FromString(record.value or b"")
-        except DecodeError:
-            continue
 
 
 def places_of(request: common_pb2.ErasureRequested, happened_ms: int) -> dict[Key, Place]:

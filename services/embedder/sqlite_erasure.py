@@ -7,10 +7,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from headwater.common.v1 import events_pb2 as common_pb2
-from services.embedder.erasure import Erased, places_of, requests_of
+from services.embedder.erasure import Erased, places_of
 from services.embedder.ports import nothing
 from services.embedder.sqlite_documents import IN, SqliteDocuments, parameter
 from services.embedder.state import Key, digest_of
+from services.kernel.erasure import requests_of
 from services.kernel.log import DEFAULT_TENANT, Progress, Record
 from services.kernel.sqlite import Database
 

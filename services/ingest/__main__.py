@@ -1,7 +1,8 @@
-"""Runs the service alone: `python -m services.ingest`."""
+"""Runs the service alone, with its HTTP API: `python -m services.ingest`."""
 
 from services.ingest.app import build
-from services.kernel.runner import main
+from services.ingest.http_api import build_http
+from services.kernel.runner import serve_http
 
 if __name__ == "__main__":
-    main(build)
+    serve_http(build, build_http)

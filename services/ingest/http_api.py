@@ -20,7 +20,7 @@ from services.ingest.batching import Batch, LineCutter, array_batches
 from services.ingest.client import CHUNK_BYTES, push_batches
 from services.ingest.media_types import media_type
 from services.kernel.errors import InvalidInputError, from_rpc
-from services.kernel.http import tenant_of
+from services.kernel.http_server import tenant_of
 from services.kernel.service import Platform
 from services.kernel.settings import DOCUMENT_BYTES_MAX
 
@@ -43,6 +43,15 @@ def add_routes(application: "web.Application", platform: Platform) -> None:
     application.router.add_post("/v1/changes", routes.changes)
     application.router.add_post("/v1/documents", routes.documents)
     application.router.add_delete("/v1/documents/{document_id:.+}", routes.delete)
+
+
+def build_http(platform: Platform) -> "web.Application":
+    """Return the HTTP application of a process in which ingest is alone."""
+    from services.kernel.http_server import application_of
+
+    application = application_of(platform, "ingest")
+    add_routes(application, platform)
+    return application
 
 
 class _Routes:

@@ -11,7 +11,6 @@ the second ones change nothing.
 """
 
 import asyncio
-import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,19 +21,25 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
-from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from headwater.common.v1 import operations_pb2
-from services.ingest.topic_reader import BATCH_RECORDS, FETCH_BYTES, FETCH_WAIT_MS, LOOK_EVERY_S, POLL_MS, ended
+from services.ingest.topic_reader import (
+    BATCH_RECORDS,
+    FETCH_BYTES,
+    FETCH_WAIT_MS,
+    LOOK_EVERY_S,
+    POLL_MS,
+    again_and_again,
+)
 from services.ingest.topic_records import RecordDecoder, Selection
 from services.kernel.errors import UnavailableError
-from services.kernel.kafka_consumer import REBALANCE_MS, REVOCATION_S, SESSION_MS, TRANSACTION_S, stop
+from services.kernel.kafka_clients import stop
+from services.kernel.kafka_consumer import REBALANCE_MS, REVOCATION_S, SESSION_MS, TRANSACTION_S
 from services.kernel.kafka_log import KafkaLog
 from services.kernel.kafka_records import headers_of
 from services.kernel.kafka_settings import KafkaSettings
 from services.kernel.log import Message
-from services.kernel.retry import backoff_s
 
 GROUP = "ingest.topics"
 BUCKETS = 16
@@ -109,18 +114,7 @@ class TopicGroup(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka h
 
     async def read(self) -> None:
         """Read until cancelled, whatever fails meanwhile."""
-        attempt = 0
-        while True:
-            started = time.monotonic()
-            try:
-                await self._read()
-            except (KafkaError, UnavailableError, TimeoutError, OSError) as error:
-                attempt = 1 if time.monotonic() - started > 60 else attempt + 1
-                self._trouble = str(error) or repr(error)
-                delay = backoff_s(attempt, base_s=0.2, cap_s=5.0)
-                log.warning("topics.waiting", cluster=self._settings.bootstrap_servers, error=repr(error),
-                            retry_in_s=round(delay, 2))  # fmt: skip
-                await asyncio.sleep(delay)
+        await again_and_again(self._read, self._settings, self._note)
 
     async def _read(self) -> None:
         self._group = await self._named()
@@ -151,7 +145,7 @@ class TopicGroup(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka h
                     await self._pass_marks(self._generation)
         finally:
             self._consumer = None
-            await ended(consumer.stop())
+            await stop(consumer)
             for lane in self._lanes.values():
                 self._drop(lane)
             self._lanes = {}
@@ -165,7 +159,7 @@ class TopicGroup(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka h
             await admin.start()
             return f"headwater.{(await admin.describe_cluster())['cluster_id']}.{self._log.named(GROUP)}"
         finally:
-            await ended(admin.close())
+            await stop(admin)
 
     # Rebalances -------------------------------------------------------------------------------------------------
 

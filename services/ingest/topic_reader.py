@@ -7,7 +7,7 @@ committed records are read. New topics and partitions are looked for from time t
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -19,6 +19,7 @@ from headwater.common.v1 import operations_pb2
 from services.ingest.topic_records import RecordDecoder, Selection
 from services.ingest.topic_store import Places, TopicStore
 from services.kernel.errors import UnavailableError
+from services.kernel.kafka_clients import stop
 from services.kernel.kafka_settings import KafkaSettings
 from services.kernel.log import Log
 from services.kernel.retry import backoff_s
@@ -28,7 +29,6 @@ LOOK_EVERY_S = 5.0  # for new topics
 POLL_MS = 200
 BATCH_RECORDS = 500  # decoded at once: others get their turn on the event loop in between
 FETCH_WAIT_MS = 100
-STOP_S = 10.0
 FETCH_BYTES = 256 << 10  # of one partition at a time, for there may be hundreds; a longer record comes alone
 
 log = structlog.get_logger(__name__)
@@ -51,18 +51,7 @@ class TopicReader:
 
     async def read(self) -> None:
         """Read until cancelled, whatever fails meanwhile."""
-        attempt = 0
-        while True:
-            started = time.monotonic()
-            try:
-                await self._read()
-            except (KafkaError, UnavailableError, TimeoutError, OSError) as error:
-                attempt = 1 if time.monotonic() - started > 60 else attempt + 1
-                self._trouble = str(error) or repr(error)
-                delay = backoff_s(attempt, base_s=0.2, cap_s=5.0)
-                log.warning("topics.waiting", cluster=self._settings.bootstrap_servers, error=repr(error),
-                            retry_in_s=round(delay, 2))  # fmt: skip
-                await asyncio.sleep(delay)
+        await again_and_again(self._read, self._settings, self._note)
 
     async def _read(self) -> None:
         admin = AIOKafkaAdminClient(**self._connection)
@@ -100,8 +89,8 @@ class TopicReader:
                     await self._take([record for records in fetched.values() for record in records], self._store)
         finally:
             self._consumer = None
-            await ended(consumer.stop())
-            await ended(admin.close())
+            await stop(consumer)
+            await stop(admin)
 
     async def _look(self, admin: Any) -> set[TopicPartition]:
         """The partitions that there are to read."""
@@ -161,15 +150,25 @@ class TopicReader:
         return operations_pb2.Check(name=f"topics {self.selection}", ok=not missed and not self._trouble, detail=words)
 
 
-async def ended(stopping: Coroutine[Any, Any, None]) -> None:
-    """Wait, within a time, until a client of Kafka has stopped, whatever it raises.
+async def again_and_again(
+    read: Callable[[], Awaitable[None]], cluster: KafkaSettings, note: Callable[[str], None]
+) -> None:
+    """Read until cancelled; what fails is begun anew, ever more slowly.
 
-    A consumer that stops while it cannot reach a broker raises the CancelledError of its own tasks, which would end
-    the task that waits for it.
+    Args:
+        read: reads until it fails.
+        cluster: what is read.
+        note: is told what is wrong.
     """
-    task = asyncio.ensure_future(stopping)
-    await asyncio.wait([task], timeout=STOP_S)
-    if not task.done():
-        task.cancel()
-    elif not task.cancelled() and task.exception() is not None:
-        log.info("topics.stopped_hard", error=repr(task.exception()))
+    attempt = 0
+    while True:
+        started = time.monotonic()
+        try:
+            await read()
+        except (KafkaError, UnavailableError, TimeoutError, OSError) as error:
+            attempt = 1 if time.monotonic() - started > 60 else attempt + 1
+            note(str(error) or repr(error))
+            delay = backoff_s(attempt, base_s=0.2, cap_s=5.0)
+            log.warning("topics.waiting", cluster=cluster.bootstrap_servers, error=repr(error),
+                        retry_in_s=round(delay, 2))  # fmt: skip
+            await asyncio.sleep(delay)

@@ -7,11 +7,13 @@ and what a search found afterwards.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from headwater.common.v1 import events_pb2
 from services.kernel import topics
@@ -103,6 +105,14 @@ def _subject(request: events_pb2.ErasureRequested, answers: Collection[Done]) ->
     """Return what tells whether a record is about the subject, or holds one of its ids."""
     related = {name for answer in answers for name in answer.related_ids}
     return naming(request.tenant or DEFAULT_TENANT, {*request.records, *request.profile_ids, *related} - {""})
+
+
+def requests_of(records: Iterable[Record]) -> Iterator[tuple[Record, events_pb2.ErasureRequested]]:
+    """Return the requests for erasure among some records; for others the decider finds nothing done."""
+    for record in records:
+        if record.value is not None:
+            with contextlib.suppress(DecodeError):
+                yield record, events_pb2.ErasureRequested.FromString(record.value)
 
 
 def naming(tenant: str, ids: Collection[str]) -> Callable[[Record], bool]:

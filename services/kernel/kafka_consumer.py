@@ -27,6 +27,7 @@ from aiokafka.errors import InvalidProducerEpoch, KafkaError, MessageSizeTooLarg
 from aiokafka.structs import OffsetAndMetadata
 
 from services.kernel.errors import UnavailableError
+from services.kernel.kafka_clients import FETCH_WAIT_MS, stop
 from services.kernel.kafka_records import RECORD_BYTES_MAX, headers_of, record_of
 from services.kernel.log import Batch, Ledger, Message, PartitionLostError, Progress, Record, Stateless, Tally
 from services.kernel.retry import backoff_s
@@ -35,13 +36,11 @@ if TYPE_CHECKING:
     from services.kernel.kafka_log import KafkaLog
 
 FETCH_BYTES = 1 << 20  # of one partition at a time; a longer record comes alone
-FETCH_WAIT_MS = 100
 POLL_MS = 200
 REVOCATION_S = 20.0  # how long a rebalance waits for the unit in hand
 REBALANCE_MS = 60_000
 SESSION_MS = 10_000
 TRANSACTION_S = 45.0
-STOP_S = 10.0
 OVERHEAD_BYTES = 4096  # of a record among others
 FENCED = (ProducerFenced, InvalidProducerEpoch)
 
@@ -129,6 +128,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._former: dict[tuple[str, int], _Lane] = {}  # during a rebalance
         self._polled: dict[tuple[str, int], int] = {}  # where the last batch of each partition began
+        self._taken = ("", -1)  # the place of the last batch
         self._hand = asyncio.Lock()  # held while a unit is open
         self._staged: tuple[_Lane, Progress] | None = None
         self._turn = 0
@@ -192,7 +192,8 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
             behind = sum(max(0, lane.group_at - lane.start) for lane in self._lanes.values() if lane.open)
             self.trouble = f"the store of {self.group} takes in {behind} offsets again" if behind else None
             if batch is not None:
-                self._polled[batch.topic, batch.partition] = batch.start
+                self._taken = (batch.topic, batch.partition)
+                self._polled[self._taken] = batch.start
                 return batch
 
     async def _join(self) -> None:
@@ -214,7 +215,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         try:
             await consumer.start()
         except BaseException:
-            await consumer.stop()
+            await stop(consumer)
             raise
         self._consumer = consumer
 
@@ -302,14 +303,12 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
                     yield
             except BaseException as error:
                 # The store may have moved on, by this batch or by another worker's: look at it anew.
-                if self._staged is not None or isinstance(error, PartitionLostError):
-                    for place in self._polled:
-                        if place in self._lanes:
-                            self._drop_producer(self._lanes[place])
+                if self._taken in self._lanes and (self._staged is not None or isinstance(error, PartitionLostError)):
+                    self._drop_producer(self._lanes[self._taken])
                 raise
             if self._staged is not None:
                 await self._publish(*self._staged)
-                self._moved(*self._staged)
+                self._pass(*self._staged)
 
     def check(self, outputs: Sequence[Message]) -> None:
         """Refuse outputs that cannot be published, before anything is stored."""
@@ -350,7 +349,8 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         lane.pass_on(progress)
         self._log.moved_on(progress._replace(outputs=outputs))
 
-    def _moved(self, lane: _Lane, progress: Progress) -> None:
+    def _pass(self, lane: _Lane, progress: Progress) -> None:
+        """Go on behind a batch that is published."""
         self._log.stands(self.group, lane.place, lane.start if lane.is_behind else None)
         if progress.next_offset > lane.next:  # further than anything that was polled
             lane.next = progress.next_offset
@@ -398,13 +398,3 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
                 await stop(lane.producer)
                 lane.producer = None
         self._lanes, self._former = {}, {}
-
-
-async def stop(client: Any) -> None:
-    """Stop a producer or consumer, within a time: it may have failed, or nobody may answer."""
-    try:
-        async with asyncio.timeout(STOP_S):
-            await client.stop()
-    except (KafkaError, TimeoutError, OSError) as error:
-        log.info("kafka.stopped_hard", error=repr(error))
-        await (getattr(client, "client", None) or client._client).close()  # noqa: SLF001 - the one a consumer has

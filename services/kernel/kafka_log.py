@@ -20,13 +20,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from headwater.common.v1 import common_pb2
 from services.kernel.errors import InvalidInputError, UnavailableError
-from services.kernel.kafka_consumer import KafkaConsumer, stop
+from services.kernel.kafka_clients import Reader, stop
+from services.kernel.kafka_consumer import KafkaConsumer
 from services.kernel.kafka_records import (
     RECORD_BYTES_MAX,
     headers_of,
@@ -55,7 +56,6 @@ DEFAULT_PARTITIONS = 4
 TOPIC_EXISTS, GROUP_NOT_THERE = 36, 69
 CREATED_WITHIN_S = 30.0
 READERS_MAX = 16
-FETCH_WAIT_MS = 100
 POLL_FIRST_S, POLL_MAX_S = 0.02, 0.25
 BATCH_BYTES = 256 << 10
 
@@ -84,7 +84,7 @@ class KafkaLog:
         self._admin: Any = None
         self._producer: Any = None
         self._producing = asyncio.Lock()
-        self._readers: OrderedDict[tuple[str, int], _Reader] = OrderedDict()
+        self._readers: OrderedDict[tuple[str, int], Reader] = OrderedDict()
         self._inputs: dict[str, set[str]] = {}  # of the groups with a member in this process
         self._members: set[KafkaConsumer] = set()
         self._reached: dict[str, Offsets] = defaultdict(dict)  # by the members in this process
@@ -264,7 +264,11 @@ class KafkaLog:
         async with self._producing:
             if self._producer is None:
                 producer = self.new_producer()
-                await self.asked(producer.start())
+                try:
+                    await self.asked(producer.start())
+                except BaseException:
+                    self.later(stop(producer))
+                    raise
                 self._producer = producer
             return self._producer
 
@@ -288,7 +292,7 @@ class KafkaLog:
         if partition not in range(self.partitions(topic)):
             raise InvalidInputError(f"{topic!r} has no partition {partition}")
         place = (topic, partition)
-        reader = self._readers.setdefault(place, _Reader(TopicPartition(self.named(topic), partition)))
+        reader = self._readers.setdefault(place, Reader(TopicPartition(self.named(topic), partition)))
         self._readers.move_to_end(place)
         idle = [other for other, each in self._readers.items() if other != place and not each.lock.locked()]
         for other in idle[: max(0, len(self._readers) - READERS_MAX)]:
@@ -309,7 +313,7 @@ class KafkaLog:
         return [ends[place] for place in places]
 
     async def _ends(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        reader = self._readers.setdefault(("", 0), _Reader(None))  # of no partition: it is only asked
+        reader = self._readers.setdefault(("", 0), Reader(None))  # of no partition: it is only asked
         self._readers.move_to_end(("", 0))
         return await reader.ends(self.connection, places)
 
@@ -519,62 +523,6 @@ class KafkaLog:
                     if is_compacted or dry_run:
                         counts[spec.name] += len(found)
         return {topic: count for topic, count in counts.items() if count}
-
-
-class _Reader:
-    """Reads one partition, on from where it was or from elsewhere."""
-
-    def __init__(self, place: TopicPartition | None) -> None:
-        self.lock = asyncio.Lock()
-        self._place, self._consumer = place, None
-        self._next = -1
-
-    async def _get(self, connection: dict[str, Any]) -> Any:
-        if self._consumer is None:
-            consumer = AIOKafkaConsumer(
-                **connection,
-                isolation_level="read_committed",
-                auto_offset_reset="earliest",
-                enable_auto_commit=False,
-                fetch_max_wait_ms=FETCH_WAIT_MS,
-            )
-            try:
-                await consumer.start()
-            except BaseException:
-                await consumer.stop()
-                raise
-            if self._place is not None:
-                consumer.assign([self._place])
-            self._consumer = consumer
-        return self._consumer
-
-    async def read(self, connection: dict[str, Any], offset: int, max_records: int) -> list[Any]:
-        async with self.lock:
-            consumer = await self._get(connection)
-            end = (await consumer.end_offsets([self._place]))[self._place]
-            if offset >= end:
-                return []
-            if offset != self._next:
-                consumer.seek(self._place, offset)
-            self._next = -1  # unless this comes to its end
-            found: list[Any] = []
-            while not found and (offset := await consumer.position(self._place)) < end:
-                got = await consumer.getmany(self._place, timeout_ms=FETCH_WAIT_MS, max_records=max_records)
-                found = got.get(self._place, [])
-            self._next = await consumer.position(self._place)
-            return found
-
-    async def ends(self, connection: dict[str, Any], places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        async with self.lock:
-            consumer = await self._get(connection)
-            ends: dict[TopicPartition, int] = await consumer.end_offsets(places)
-            return ends
-
-    async def close(self) -> None:
-        async with self.lock:
-            if self._consumer is not None:
-                await stop(self._consumer)
-                self._consumer = None
 
 
 def counts_of(metadata: str) -> tuple[int, Tally]:

@@ -18,7 +18,7 @@ and whoever asks how fresh the store is must not have to read them.
 import asyncio
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -184,19 +184,22 @@ class MongoLedger:
         await self._advance(head, {**head.topics, topic: entry}, [*writes, *seen])
         await self._drop(head.topics[topic].outputs if topic in head.topics else NOTHING)
 
-    async def amend(self, group: str, partition: int, writes: Callable[[Head], Awaitable[Sequence[Write]]]) -> None:
+    async def amend(self, group: str, partition: int, writes: Sequence[Write]) -> None:
         """Make writes happen that no batch of the group leads to, such as those of an erasure.
 
         Batches that were loaded before change nothing any more: they are taken again.
 
         Args:
             group, partition: on whose behalf.
-            writes: looks up what becomes of which documents; again where the head has moved on meanwhile.
+            writes: what becomes of documents, whatever batches have made of them meanwhile.
+
+        Raises:
+            UnavailableError: other batches came first, again and again.
         """
         for _ in range(AMENDING_ATTEMPTS):
             head = await self.head(group, partition)
             try:
-                await self._advance(head, head.topics, await writes(head))
+                await self._advance(head, head.topics, writes)
             except PartitionLostError:
                 continue
             return

@@ -26,6 +26,8 @@ from services.kernel.sqlite_retention import Retention
 from services.kernel.topics import TOPICS
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from services.kernel.kafka_log import KafkaLog
 
 GRACE_S = 5.0
@@ -238,6 +240,26 @@ def main(build: Build) -> None:
     async def serve(settings: Settings) -> None:
         async with running(settings, [build]) as runtime:
             log.info("serving", services=[service.name for service in runtime.services], grpc=runtime.address)
+            await asyncio.Event().wait()
+
+    run(serve)
+
+
+def serve_http(build: Build, application: Callable[[Platform], "web.Application"]) -> None:
+    """Run one service with its HTTP routes until it is told to stop.
+
+    Args:
+        build: the service's.
+        application: makes the HTTP application, served where the settings say.
+    """
+    from services.kernel.http_server import listening
+
+    async def serve(settings: Settings) -> None:
+        async with (
+            running(settings, [build]) as runtime,
+            listening(application(runtime.platform), settings.http_address) as url,
+        ):
+            log.info("serving", grpc=runtime.address, http=url)
             await asyncio.Event().wait()
 
     run(serve)

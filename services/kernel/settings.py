@@ -272,7 +272,8 @@ def _override(tables: dict[str, dict[str, Any]], env: Mapping[str, str]) -> None
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
                 raise InvalidInputError(f"{name}: {'.'.join((section, *keys[:depth]))} is not a table but a value")
-        table[keys[-1]] = _literal(env[name])
+        # A password of digits only is a text all the same.
+        table[keys[-1]] = env[name] if _SECRET.search(keys[-1]) else _literal(env[name])
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:

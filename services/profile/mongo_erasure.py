@@ -9,15 +9,12 @@ A removed document's name, which is the record's or the profile's key, stays in 
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
-
-from google.protobuf.message import DecodeError
 
 from headwater.common.v1 import events_pb2 as common_pb2
 from services.kernel import topics
-from services.kernel.erasure import field_bytes
+from services.kernel.erasure import field_bytes, requests_of
 from services.kernel.log import SEPARATOR, Log, Progress, Record, key_of, partition_of
-from services.kernel.mongo_ledger import PRESENT, Head, MongoLedger, Write
+from services.kernel.mongo_ledger import PRESENT, MongoLedger, Write
 from services.kernel.mongodb import Mongo, UpdateOne
 from services.profile.erasure import Erased, Erasures
 from services.profile.mongo_documents import DOCUMENTS, SEEDS
@@ -35,13 +32,8 @@ class MongoErasures:
     async def load(self, batch: Sequence[Record]) -> Erasures:
         """Carry out the erasures of a batch; one that was cut off is carried out again."""
         state = Erasures()
-        for record in batch:
-            try:
-                request = common_pb2.ErasureRequested.FromString(record.value or b"")
-            except DecodeError:
-                continue
-            if record.value is not None:
-                state.done[record.offset] = await self._erase(request, record.timestamp_ms)
+        for record, request in requests_of(batch):
+            state.done[record.offset] = await self._erase(request, record.timestamp_ms)
         return state
 
     async def save(self, state: Erasures, progress: Progress) -> None:
@@ -75,7 +67,7 @@ class MongoErasures:
         for key in keys:
             owners[partition_of(key.encode(), self._log.partitions(topic))].append(Write(collection, key, None))
         for partition, writes in sorted(owners.items()):
-            await self._ledger.amend(group, partition, partial(_as_they_are, writes))
+            await self._ledger.amend(group, partition, writes)
 
     async def _holding(self, records: Sequence[str]) -> set[str]:
         """Return the profiles whose documents may hold something of the records.
@@ -110,8 +102,3 @@ class MongoErasures:
             "documents": len(documents),
             "identifiers": sum(len(each["names"]) for each in documents),
         }
-
-
-async def _as_they_are(writes: Sequence[Write], head: Head) -> Sequence[Write]:
-    del head
-    return writes

@@ -3,11 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from google.protobuf.message import DecodeError
-
 from headwater.common.v1 import events_pb2 as common_pb2
 from services.kernel import topics
-from services.kernel.erasure import field_bytes
+from services.kernel.erasure import field_bytes, requests_of
 from services.kernel.log import SEPARATOR, Log, Progress, Record, key_of
 from services.kernel.sqlite import Database
 from services.profile.erasure import Erased, Erasures
@@ -31,13 +29,8 @@ class SqliteErasures:
     async def load(self, batch: Sequence[Record]) -> Erasures:
         """Carry out the erasures of a batch, in the open unit of work."""
         state = Erasures()
-        for record in batch:
-            try:
-                request = common_pb2.ErasureRequested.FromString(record.value or b"")
-            except DecodeError:
-                continue
-            if record.value is not None:
-                state.done[record.offset] = await self._erase(request, record.timestamp_ms)
+        for record, request in requests_of(batch):
+            state.done[record.offset] = await self._erase(request, record.timestamp_ms)
         return state
 
     async def save(self, state: Erasures, progress: Progress) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -129,14 +129,6 @@ def decoded(records: Iterable[Record]) -> list[TurnRow]:
             with contextlib.suppress(DecodeError):
                 rows.append(row_of(events_pb2.TurnCompleted.FromString(record.value)))
     return rows
-
-
-def requests_of(records: Iterable[Record]) -> Iterator[tuple[int, common_pb2.ErasureRequested]]:
-    """The requests for erasure among some records, with their offsets; for others `decide` finds nothing done."""
-    for record in records:
-        if record.value is not None:
-            with contextlib.suppress(DecodeError):
-                yield record.offset, common_pb2.ErasureRequested.FromString(record.value)
 
 
 def drawing_on(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from headwater.common.v1 import events_pb2 as common_pb2
 from headwater.rag_gateway.v1 import events_pb2
+from services.kernel.erasure import requests_of
 from services.kernel.hashing import state_hash
 from services.kernel.log import DEFAULT_TENANT, Log, PartitionLostError, Progress, Record
 from services.kernel.mongo_ledger import MongoLedger
@@ -28,7 +29,6 @@ from services.rag_gateway.conversations import (
     decoded,
     digest_of,
     drawing_on,
-    requests_of,
 )
 from services.rag_gateway.pending import pending_turns
 
@@ -134,7 +134,9 @@ class MongoErasures:
             newest = await self._ledger.pending(ERASURE_GROUP, topic, partition)
             if newest is not None and newest.next_offset > offset:
                 raise PartitionLostError(f"{ERASURE_GROUP} has done {topic}/{partition} up to {newest.next_offset}")
-        return Erasures({offset: await self._erase(offset, request) for offset, request in requests_of(batch)})
+        return Erasures(
+            {record.offset: await self._erase(record.offset, request) for record, request in requests_of(batch)}
+        )
 
     async def save(self, state: Erasures, progress: Progress) -> None:
         """Keep the progress; then nobody needs the plans."""

@@ -15,9 +15,9 @@ from aiohttp import web
 
 from headwater.rag_gateway.v1 import service_pb2, service_pb2_grpc
 from services.kernel.errors import HeadwaterError, InvalidInputError, NotFoundError, from_rpc
-from services.kernel.http import tenant_of
+from services.kernel.http_errors import body_of, event_stream, json_body, json_response, send
+from services.kernel.http_server import tenant_of
 from services.kernel.service import Platform
-from services.rag_gateway.http_errors import body_of, event_stream, json_body, json_response, send
 from services.rag_gateway.http_json import as_json, identifier_of, question_of
 
 MODEL = "headwater"

@@ -15,9 +15,9 @@ from headwater.identity_graph.v1 import service_pb2 as identity_pb2, service_pb2
 from headwater.profile.v1 import service_pb2 as profile_pb2, service_pb2_grpc as profile_grpc
 from headwater.rag_gateway.v1 import service_pb2, service_pb2_grpc
 from services.kernel.errors import HeadwaterError, InvalidInputError, from_rpc
-from services.kernel.http import tenant_of
+from services.kernel.http_errors import body_of, event_stream, json_body, json_response, send
+from services.kernel.http_server import tenant_of
 from services.kernel.service import Platform
-from services.rag_gateway.http_errors import body_of, event_stream, json_body, json_response, send
 from services.rag_gateway.http_json import as_json, identifier_of, question_of
 from services.rag_gateway.live_events import LiveEvents
 

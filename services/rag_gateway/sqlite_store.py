@@ -7,6 +7,7 @@ import orjson
 
 from headwater.common.v1 import events_pb2 as common_pb2
 from headwater.rag_gateway.v1 import events_pb2
+from services.kernel.erasure import requests_of
 from services.kernel.hashing import state_hash
 from services.kernel.log import DEFAULT_TENANT, Progress, Record
 from services.kernel.service import Platform
@@ -20,7 +21,6 @@ from services.rag_gateway.conversations import (
     decoded,
     digest_of,
     drawing_on,
-    requests_of,
 )
 from services.rag_gateway.pending import pending_turns
 
@@ -106,7 +106,7 @@ class SqliteErasures:
 
     async def load(self, batch: Sequence[Record]) -> Erasures:
         """Carry out the erasures of a batch, in the open unit of work."""
-        return Erasures({offset: await self._erase(request) for offset, request in requests_of(batch)})
+        return Erasures({record.offset: await self._erase(request) for record, request in requests_of(batch)})
 
     async def save(self, state: Erasures, progress: Progress) -> None:
         """Do nothing: all is done."""

@@ -10,9 +10,10 @@ import pytest
 
 from headwater.ingest.v1 import events_pb2 as ingest_pb2
 from services.kernel import topics
+from services.kernel.http_server import listening
 from services.kernel.log import key_of, message_of
 from services.rag_gateway.app import build
-from services.rag_gateway.http_api import build_http, listening
+from services.rag_gateway.http_api import build_http
 from tests.conftest import Running, RunService
 from tests.contract.test_rag_gateway_api import ALECRIM, REFUNDS, ada
 from tests.unit.rag_gateway.peer_doubles import Document, World

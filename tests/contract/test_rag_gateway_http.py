@@ -13,11 +13,11 @@ from aiohttp import web
 from headwater.ingest.v1 import events_pb2 as ingest_pb2
 from services.kernel import topics
 from services.kernel.errors import UnavailableError
-from services.kernel.http import tenant_of
+from services.kernel.http_server import listening, tenant_of
 from services.kernel.log import key_of, message_of, position_of
 from services.kernel.service import Platform
 from services.rag_gateway.app import build
-from services.rag_gateway.http_api import build_http, listening
+from services.rag_gateway.http_api import build_http
 from tests.conftest import Running, RunService
 from tests.contract.test_rag_gateway_api import ALECRIM, REFUNDS, ada
 from tests.unit.rag_gateway.peer_doubles import World

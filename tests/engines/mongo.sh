@@ -6,7 +6,7 @@
 #   mongo.sh stop DIR      stop it
 #
 # MONGO_PORT 27117. It is in no way a part of Headwater: only ever a process beside it. What is kept to so that the same
-# code is right on a real MongoDB: docs/decisions/0009-mongodb.md.
+# code is right on a real MongoDB: docs/decisions/0012-a-redo-journal-in-mongodb.md.
 set -euo pipefail
 
 readonly PINS="SecantusDB==0.7.0b3 pymongo==4.20.0 dnspython==2.9.2 s2sphere==0.2.5 future==1.0.0 shapely==2.2.0

@@ -250,3 +250,10 @@ def test_an_unknown_setting_is_named_with_those_that_are() -> None:
     with pytest.raises(InvalidInputError) as caught:
         outer(colour=1)
     assert str(caught.value) == "[outer] colour is not a setting; known are count, share, name, on"
+
+
+def test_a_secret_of_the_environment_is_a_text_whatever_it_looks_like() -> None:
+    environment = {"HEADWATER__NEO4J__PASSWORD": "12345", "HEADWATER__KAFKA__SASL_PASSWORD": "true"}
+    settings = load(Path("/dev/null"), environment)
+    assert settings.table("neo4j")["password"] == "12345"
+    assert settings.table("kafka")["sasl_password"] == "true"

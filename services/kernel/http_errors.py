@@ -56,7 +56,8 @@ def http_error_response(error: web.HTTPException, request: web.Request) -> web.R
     """The answer to a request that never reached a handler, or that one refused."""
     message = error.text or error.reason
     if error.status == 404:
-        message = f"there is nothing at {request.path}: see / for the page, /v1/models for the API"
+        paths = sorted({resource.canonical for resource in request.app.router.resources()})
+        message = f"there is nothing at {request.path}: there are {', '.join(paths)}"
     elif error.status == 405:
         message = f"{request.path} does not take {request.method}"
     elif error.status == 413:
