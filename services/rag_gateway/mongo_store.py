@@ -173,6 +173,10 @@ class MongoErasures:
         """Find what of the subject is stored, or in the log and not stored yet: it must not come in afterwards."""
         # By the store's own word: it may lack what its group has had.
         pending = await pending_turns(self._log, tenant, await self._ledger.reached(TURNS_GROUP))
+        waiting = [digest_of(tenant, row.answer_id) for row in pending]
+        found = await self._mongo.find(TURNS, {"_id": {"$in": waiting}, "gone": {"$exists": True}}, ["_id"])
+        erased = {each["_id"] for each in found}  # those tell nothing any more, as if they had been stored and removed
+        pending = [row for row in pending if digest_of(tenant, row.answer_id) not in erased]
         profiles = {"tenant": tenant, "profile_id": {"$in": list(request.profile_ids)}}
         own = await self._mongo.find(TURNS, profiles, ["asked_as"])
         names, gone = drawing_on(pending, request, {each["asked_as"] for each in own})

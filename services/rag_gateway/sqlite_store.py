@@ -115,6 +115,8 @@ class SqliteErasures:
         tenant = request.tenant or DEFAULT_TENANT
         # What the log holds and the table does not yet: it must go as well, and not come in afterwards.
         pending = await pending_turns(self._log, tenant, await self._log.committed(TURNS_GROUP))
+        erased = self._erased(tenant, pending)  # those tell nothing any more, as if they had been stored and removed
+        pending = [row for row in pending if digest_of(tenant, row.answer_id) not in erased]
         names, gone = drawing_on(pending, request, self._names_of(tenant, request))
         gone |= self._stored(tenant, request) | self._anonymous(tenant, names)
         removed = self._count(tenant, gone)
@@ -133,6 +135,14 @@ class SqliteErasures:
             related=tuple(sorted(gone | conversations)),
             done_ms=int(self._clock() * 1000),
         )
+
+    def _erased(self, tenant: str, rows: Sequence[TurnRow]) -> set[str]:
+        """The digests of the turns that were erased already."""
+        found = self._database.writer.execute(
+            f"SELECT digest FROM gateway_erased WHERE digest {_IN}",
+            (_texts(digest_of(tenant, row.answer_id) for row in rows),),
+        )
+        return {digest for (digest,) in found}
 
     def _stored(self, tenant: str, request: common_pb2.ErasureRequested) -> set[str]:
         """The stored answers that draw on the subject."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings as hypothesis_settings, strategies as st
 
 from headwater.common.v1 import events_pb2 as common_pb2
 from headwater.rag_gateway.v1 import events_pb2
@@ -129,6 +129,11 @@ messages = st.lists(
 
 @hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(said=messages, seed=st.integers(0, 1 << 16))
+@example(  # the second erasure must not take the name of a turn that the first one has removed from the log
+    said=[turn("a2", "c2", asked_as="email:A@x"), turn("a21", "c1", "p3", "email:A@x", "p1"), erasure("p1"),
+          erasure("p3")],
+    seed=0,
+)  # fmt: skip
 def test_any_batches_any_interruptions_and_repetitions_give_the_state_of_the_embedded_store(
     mongo_engine: MongoServer, said: list[Message], seed: int
 ) -> None:
