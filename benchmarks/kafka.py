@@ -1,33 +1,41 @@
 """The log on Kafka against bare aiokafka: the same records, acknowledgements, batches and broker, in the same run.
 
-    python -m benchmarks.kafka [--records 40000] [--rounds 5] [--profile produce|poll|transform]
+    python -m benchmarks.kafka [--records 40000] [--rounds 5] [--profile produce|poll|read|transform]
 
-Fetches and starts a broker where none is given (`--bootstrap-servers`). Adapter and baseline take turns; the figures
-are medians. The baseline sends the bare value of 1 KiB under its key, and takes what `getmany` gives; the adapter adds
-and reads what it always does: the headers of CloudEvents, places, tallies, progress.
+Fetches and starts a broker where none is given (`--bootstrap-servers`). Adapter and baseline take turns in one process,
+which has the settings of a service's; both are connected before they are timed, and the figures are medians.
+
+The baseline sends the bare value of 1 KiB under its key, and takes what `getmany` gives of the same records; the
+adapter adds and reads what it always does: the headers of CloudEvents, places, tallies, progress. Where groups move,
+both do it in a transaction for each batch of a partition, by a producer of that partition's own: this alone fences who
+has lost the partition. aiokafka's C extensions have to be there.
 """
 
 import argparse
 import asyncio
 import contextlib
 import cProfile
+import gc
 import os
 import pstats
 import statistics
 import tempfile
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.util import NO_EXTENSIONS
 
 from benchmarks.report import report
 from services.kernel.kafka_log import KafkaLog
 from services.kernel.kafka_settings import KafkaSettings
-from services.kernel.log import Message, Progress, Record, Stateless, Tally, partition_of, position_of
+from services.kernel.log import Consumer, Message, Progress, Record, Stateless, Tally, partition_of
 from services.kernel.processor import APPLIED, Decision, Processor, ProcessorLoop
+from services.kernel.runner import GC_THRESHOLD
 from services.kernel.topics import CHANGES, RATINGS, TOPICS
 
 PARTITIONS = 4
@@ -35,6 +43,7 @@ VALUE_BYTES = 1024
 APPEND_RECORDS = 500
 APPENDERS = 4  # at once, as several callers of ingest are
 BATCH_RECORDS, BATCH_BYTES = 1000, 1 << 20
+RUNS = ("produce", "poll", "read", "transform")
 TYPE = "headwater.change.v1.Change"
 
 
@@ -46,10 +55,17 @@ class Bench:
         self.keys = [f"crm\x1fcustomers\x1f{n % 5000}".encode() for n in range(records)]
         self.values = [os.urandom(VALUE_BYTES) for _ in range(min(records, 1000))]
         self.batch_records = BATCH_RECORDS  # what the processor's loop made of it
+        self.group = ""  # that of the baseline
+        self.profiler: cProfile.Profile | None = None
 
     def value(self, number: int) -> bytes:
         """Return the value of a record."""
         return self.values[number % len(self.values)]
+
+    async def ours(self, work: Awaitable[None]) -> float:
+        """Return the seconds that the adapter takes for something, under the profiler if that is wanted."""
+        with self.profiler or contextlib.nullcontext():
+            return await _timed(work)
 
     @contextlib.asynccontextmanager
     async def log(self) -> AsyncIterator[KafkaLog]:
@@ -57,7 +73,7 @@ class Bench:
         settings = KafkaSettings(self._servers, prefix=f"{uuid.uuid4().hex}.", replication=1)
         log = KafkaLog(settings, partitions=PARTITIONS)
         await log.start()
-        await log.create_topics(TOPICS)
+        await log.create_topics([spec for spec in TOPICS if spec.name in (CHANGES, RATINGS)])
         await warm(log, RATINGS)
         try:
             yield log
@@ -93,113 +109,136 @@ class Bench:
 
         await asyncio.gather(*(appender() for _ in range(APPENDERS)))
 
-    async def send(self, topic: str) -> None:
+    async def send(self, producer: Any, topic: str) -> None:
         """Send the same, bare."""
-        async with self.producer() as producer:
-            futures = [
-                await producer.send(topic, self.value(n), key=key, partition=partition_of(key, PARTITIONS))
-                for n, key in enumerate(self.keys)
-            ]
-            await asyncio.gather(*futures)
+        futures = [
+            await producer.send(topic, self.value(n), key=key, partition=partition_of(key, PARTITIONS))
+            for n, key in enumerate(self.keys)
+        ]
+        await asyncio.gather(*futures)
 
     async def produce(self) -> tuple[float, float]:
         """Return the seconds of the adapter and of the baseline."""
-        async with self.log() as log:
+        async with self.log() as log, self.producer() as producer:
             await warm(log, CHANGES)
-            ours = await _timed(self.append(log))
-            return ours, await _timed(self.send(log.named(RATINGS)))
+            await producer.send_and_wait(log.named(RATINGS), b"v", partition=0)
+            return await self.ours(self.append(log)), await _timed(self.send(producer, log.named(RATINGS)))
 
-    # Consuming --------------------------------------------------------------------------------------------------
+    # Reading ----------------------------------------------------------------------------------------------------
 
-    async def poll_all(self, log: KafkaLog) -> None:
-        """Poll all records, and move the group in the transaction of each batch."""
-        member, left = log.consumer("g", [CHANGES]), len(self.keys)
+    async def read_all(self, log: KafkaLog) -> None:
+        """Read all records as a rebuild or an export does."""
+        for partition in range(PARTITIONS):
+            offset = 1
+            while records := await log.read(CHANGES, partition, offset, max_records=BATCH_RECORDS):
+                offset = records[-1].offset + 1
+
+    async def getmany_all(self, consumer: Any, places: Sequence[TopicPartition]) -> None:
+        """Take all records with `getmany`, one partition after the other, too."""
+        ends = await consumer.end_offsets(places)
+        for place in places:
+            while await consumer.position(place) < ends[place]:
+                await consumer.getmany(place, timeout_ms=200, max_records=BATCH_RECORDS)
+
+    async def read(self) -> tuple[float, float]:
+        """Return the seconds of the adapter and of the baseline: no group is moved."""
+        async with self.log() as log, self.consumer() as consumer:
+            await warm(log, CHANGES)
+            places = [TopicPartition(log.named(CHANGES), partition) for partition in range(PARTITIONS)]
+            consumer.assign(places)
+            for place in places:
+                await log.read(CHANGES, place.partition, 0)
+                await consumer.getmany(place, timeout_ms=5000)
+            await self.append(log)
+            return await self.ours(self.read_all(log)), await _timed(self.getmany_all(consumer, places))
+
+    # Moving groups ----------------------------------------------------------------------------------------------
+
+    async def poll_all(self, member: Consumer, left: int) -> None:
+        """Poll so many records, and move the group in the transaction of each batch."""
         while left > 0:
             batch = await member.poll(BATCH_RECORDS, BATCH_BYTES)
             async with member.unit():
                 place = (batch.topic, batch.partition, batch.start, batch.next_offset)
                 await member.commit(Progress("g", *place, [], Tally(applied=len(batch.records))))
             left -= len(batch.records)
-        await member.close()
-
-    async def read_all(self, log: KafkaLog) -> None:
-        """Read all records as a rebuild or an export does."""
-        for partition in range(PARTITIONS):
-            offset = 0
-            while records := await log.read(CHANGES, partition, offset, max_records=BATCH_RECORDS):
-                offset = records[-1].offset + 1
-
-    async def getmany_all(self, topic: str) -> None:
-        """Take all records with `getmany`, one partition after the other, too."""
-        consumer = self.consumer()
-        await consumer.start()
-        for partition in range(PARTITIONS):
-            place = TopicPartition(topic, partition)
-            consumer.assign([place])
-            end = (await consumer.end_offsets([place]))[place]
-            while await consumer.position(place) < end:
-                await consumer.getmany(place, timeout_ms=200, max_records=BATCH_RECORDS)
-        await consumer.stop()
 
     async def poll(self) -> tuple[float, float]:
-        """Return the seconds of the adapter and of the baseline: both move the group in transactions."""
-        async with self.log() as log:
+        """Return the seconds of the adapter and of the baseline."""
+        async with self.log() as log, self.member(log) as (consumer, producers):
+            await warm(log, CHANGES)
+            member = log.consumer("g", [CHANGES])
+            await self.poll_all(member, PARTITIONS)
+            await self.copy(consumer, producers, None, 1)
             await self.append(log)
-            return await _timed(self.poll_all(log)), await _timed(self.copy(log.named(CHANGES), None, BATCH_RECORDS))
+            ours = await self.ours(self.poll_all(member, len(self.keys)))
+            return ours, await _timed(self.copy(consumer, producers, None, BATCH_RECORDS))
 
-    async def read(self) -> tuple[float, float]:
-        """Return the seconds of the adapter and of the baseline: no group is moved."""
-        async with self.log() as log:
-            await self.append(log)
-            return await _timed(self.read_all(log)), await _timed(self.getmany_all(log.named(CHANGES)))
-
-    # Transactions -----------------------------------------------------------------------------------------------
-
-    async def loop(self, log: KafkaLog) -> None:
-        """Copy all records by the loop of a processor."""
-        store = _NoStore(len(self.keys))
+    @contextlib.asynccontextmanager
+    async def loop(self, log: KafkaLog, store: "_NoStore") -> AsyncIterator[ProcessorLoop[None]]:
+        """Yield the loop of a processor that copies records: it has joined its group, and pauses."""
         loop = ProcessorLoop(Processor("g", (CHANGES,), store, _copy, ledger=Stateless()), log)
         task = asyncio.create_task(loop.run())
-        await store.all_there.wait()
-        ends = {(CHANGES, partition): end for partition, end in enumerate(await log.end(CHANGES))}
-        await log.wait_committed(["g"], position_of(ends), 60.0)
-        self.batch_records = round(statistics.mean(store.batches))
+        await store.has(PARTITIONS)
+        await loop.pause()
+        yield loop
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    async def copy(self, topic: str, to: str | None, batch_records: int) -> None:
-        """Copy the same, or only move the group, by bare transactions of batches that are as long.
+    async def transform_all(self, loop: ProcessorLoop[None], store: "_NoStore") -> None:
+        """Copy all records by the loop of a processor."""
+        loop.resume()
+        await store.has(PARTITIONS + len(self.keys))
+        await loop.pause()  # once the last transaction is through
 
-        A producer for each partition, too: one alone would wait again and again for its last transaction to be over.
-        """
-        name, left = f"{topic}.{to or 'bare'}", len(self.keys)
-        consumer = self.consumer(name)
-        consumer.subscribe([topic])
+    @contextlib.asynccontextmanager
+    async def member(self, log: KafkaLog) -> AsyncIterator[tuple[Any, list[Any]]]:
+        """Yield what bare aiokafka needs for the same: a member of a group, and a producer for each partition."""
+        self.group = log.named("bare")
         async with contextlib.AsyncExitStack() as stack:
-            producers = [
-                await stack.enter_async_context(self.producer(f"{name}.{partition}")) for partition in range(PARTITIONS)
-            ]
-            await stack.enter_async_context(consumer)
-            while left > 0:
-                for place, raw in (await consumer.getmany(timeout_ms=200, max_records=batch_records)).items():
-                    producer = producers[place.partition]
-                    await producer.begin_transaction()
-                    if to is not None:
-                        futures = [
-                            await producer.send(to, each.value, key=each.key, partition=each.partition) for each in raw
-                        ]
-                        await asyncio.gather(*futures)
-                    await producer.send_offsets_to_transaction({place: raw[-1].offset + 1}, name)
-                    await producer.commit_transaction()
-                    left -= len(raw)
+            producers = [self.producer(f"{self.group}.{partition}") for partition in range(PARTITIONS)]
+            for each in producers:
+                await stack.enter_async_context(each)
+            consumer = self.consumer(self.group)
+            consumer.subscribe([log.named(CHANGES)])
+            yield await stack.enter_async_context(consumer), producers
+
+    async def copy(self, consumer: Any, producers: Sequence[Any], to: str | None, batch_records: int) -> None:
+        """Copy all records, or only move the group, by bare transactions: the partitions take turns."""
+        ends = await consumer.end_offsets(consumer.assignment())
+        left = deque(sorted(ends))
+        while left:
+            for place in left:  # what is there already comes first
+                raw = (await consumer.getmany(place, max_records=batch_records)).get(place)
+                if raw:
+                    break
+            else:
+                await asyncio.sleep(0.001)
+                continue
+            producer, reached = producers[place.partition], raw[-1].offset + 1
+            await producer.begin_transaction()
+            if to is not None:
+                futures = [await producer.send(to, each.value, key=each.key, partition=each.partition) for each in raw]
+                await asyncio.gather(*futures)
+            await producer.send_offsets_to_transaction({place: reached}, self.group)
+            await producer.commit_transaction()
+            left.remove(place)
+            if reached < ends[place]:
+                left.append(place)
 
     async def transform(self) -> tuple[float, float]:
         """Return the seconds of the adapter and of the baseline."""
-        async with self.log() as log:
-            await self.append(log)
-            ours = await _timed(self.loop(log))
-            return ours, await _timed(self.copy(log.named(CHANGES), log.named(RATINGS), self.batch_records))
+        async with self.log() as log, self.member(log) as (consumer, producers):
+            await warm(log, CHANGES)
+            store = _NoStore()
+            await self.copy(consumer, producers, None, 1)
+            async with self.loop(log, store) as loop:
+                await self.append(log)
+                ours = await self.ours(self.transform_all(loop, store))
+            self.batch_records = round(statistics.mean(store.batches[PARTITIONS:]))
+            work = self.copy(consumer, producers, log.named(RATINGS), self.batch_records)
+            return ours, await _timed(work)
 
 
 async def warm(log: KafkaLog, topic: str) -> None:
@@ -210,19 +249,22 @@ async def warm(log: KafkaLog, topic: str) -> None:
 class _NoStore:
     """Keeps nothing but how many records were in each batch."""
 
-    def __init__(self, expected: int) -> None:
+    def __init__(self) -> None:
         self.batches: list[int] = []
-        self.all_there = asyncio.Event()
-        self._left = expected
+        self._more = asyncio.Event()
 
     async def load(self, batch: Sequence[Record]) -> None:
         self.batches.append(len(batch))
 
     async def save(self, state: None, progress: Progress) -> None:
-        del state
-        self._left -= progress.tally.total
-        if self._left <= 0:
-            self.all_there.set()
+        del state, progress
+        self._more.set()
+
+    async def has(self, records: int) -> None:
+        """Wait until there were so many."""
+        while sum(self.batches) < records:
+            self._more.clear()
+            await self._more.wait()
 
 
 def _copy(state: None, record: Record) -> Decision:
@@ -260,25 +302,24 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=40_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bootstrap-servers", default="", help="a broker that is there already")
-    parser.add_argument(
-        "--profile", choices=["produce", "consume", "transform"], help="show where the time goes instead"
-    )
+    parser.add_argument("--profile", choices=RUNS, help="show where the adapter's time goes instead")
     options = parser.parse_args()
+    if NO_EXTENSIONS:
+        raise SystemExit("aiokafka runs without its C extensions: unset AIOKAFKA_NO_EXTENSIONS")
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLD)
     with broker(options.bootstrap_servers) as servers:
         bench = Bench(servers, options.records)
         if options.profile:
-            asyncio.run(profiled(bench, options.profile)).sort_stats("tottime").print_stats(40)
+            bench.profiler = cProfile.Profile()
+            asyncio.run(getattr(bench, options.profile)())
+            pstats.Stats(bench.profiler).sort_stats("tottime").print_stats(40)
             return
         figures: dict[str, Any] = {"records": options.records, "rounds": options.rounds}
         seconds: dict[str, list[tuple[float, float]]] = {}
         for _ in range(options.rounds):
-            for name, run in (
-                ("produce", bench.produce),
-                ("poll", bench.poll),
-                ("read", bench.read),
-                ("transform", bench.transform),
-            ):
-                seconds.setdefault(name, []).append(asyncio.run(run()))
+            for name in RUNS:
+                seconds.setdefault(name, []).append(asyncio.run(getattr(bench, name)()))
         for name, pairs in seconds.items():
             ours, bare = (statistics.median(column) for column in zip(*pairs, strict=True))
             figures[f"{name}_per_second"] = round(options.records / ours)
@@ -286,19 +327,6 @@ def main() -> None:
             figures[f"{name}_ratio"] = round(statistics.median(theirs / mine for mine, theirs in pairs), 2)
         figures["transform_batch_records"] = bench.batch_records
         report("kafka", figures)
-
-
-async def profiled(bench: Bench, what: str) -> pstats.Stats:
-    """Run one side, the adapter's, under the profiler."""
-    profiler = cProfile.Profile()
-    async with bench.log() as log:
-        if what != "produce":
-            await bench.append(log)
-        work = {"produce": bench.append, "poll": bench.poll_all, "transform": bench.loop}[what]
-        profiler.enable()
-        await work(log)
-        profiler.disable()
-    return pstats.Stats(profiler)
 
 
 if __name__ == "__main__":

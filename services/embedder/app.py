@@ -3,12 +3,11 @@
 import functools
 from typing import assert_never
 
-import structlog
-
 from headwater.embedder.v1 import service_pb2
 from services.embedder import erasure
 from services.embedder.chunking import Limits
 from services.embedder.decider import Decider
+from services.embedder.engines import remote_index
 from services.embedder.events import GROUP
 from services.embedder.grpc_api import EmbedderApi
 from services.embedder.in_process import InProcess
@@ -21,10 +20,9 @@ from services.embedder.settings import ModelSettings, Provider, Settings
 from services.embedder.sqlite_adapters import sqlite_adapters
 from services.kernel import topics
 from services.kernel.enrichment import RetryPolicy, Runner
+from services.kernel.errors import InvalidInputError
 from services.kernel.processor import Processor
 from services.kernel.service import Platform, ReadModel, Service
-
-log = structlog.get_logger(__name__)
 
 
 @functools.cache
@@ -52,10 +50,19 @@ def embedder_of(settings: ModelSettings) -> Embedder:
 
 
 def adapters_of(platform: Platform, decider: Decider, model: Embedder) -> Adapters:
-    """Return where the knowledge base is: in the local database, or in MongoDB and an index of chunks."""
-    if indexes := [name for name in ("opensearch", "postgresql") if platform.settings.table(name)]:
-        log.warning("embedder.local", configured=indexes, consequence="chunks stay in the local database: one worker")
-    return sqlite_adapters(platform, decider, model)
+    """Return where the knowledge base is: in the local database, or in MongoDB and an index of chunks.
+
+    Raises:
+        InvalidInputError: an index is configured, and not what else it needs.
+    """
+    index = remote_index(platform.settings.table, model_id=model.model_id, dimensions=model.dimensions)
+    if index is None:
+        return sqlite_adapters(platform, decider, model)
+    if not platform.settings.table("mongodb"):
+        raise InvalidInputError("chunks are in an index of their own, but documents nowhere: configure [mongodb], too")
+    from services.embedder.mongo_adapters import mongo_adapters
+
+    return mongo_adapters(platform, decider, model, index)
 
 
 def build(platform: Platform, embedder: Embedder | None = None, policy: RetryPolicy | None = None) -> Service:
@@ -114,7 +121,7 @@ class _App:
             processors=[
                 Processor(
                     GROUP,
-                    (topics.DOCUMENTS, topics.CHANGES),
+                    adapters.inputs,
                     adapters.documents,
                     self._decider.decide,
                     ledger=adapters.ledgers[0],
@@ -140,9 +147,12 @@ class _App:
             ],
             start=adapters.start,
             stop=self._stop,
-            waiting=lambda: {GROUP: adapters.jobs.open_count()},
+            waiting=self._waiting,
             checks=adapters.knowledge.checks,
         )
+
+    async def _waiting(self) -> dict[str, int]:
+        return {GROUP: await self._adapters.jobs.open_count()}
 
     async def _stop(self) -> None:
         await self._model.close()

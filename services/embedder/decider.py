@@ -14,6 +14,7 @@ import orjson
 
 from headwater.embedder.v1 import events_pb2 as embedder_pb2
 from headwater.ingest.v1 import events_pb2
+from services.embedder import results
 from services.embedder.events import indexed_event, job_event
 from services.embedder.rows import NOBODY, RowTemplate
 from services.embedder.state import Document, Entity, Key, Work, WorkingSet, narrower
@@ -84,6 +85,9 @@ class Decider:
                 return self._document(state, record, events_pb2.DocumentChange.FromString(record.value))
             case t if t == _CHANGE:
                 return self._change(state, record, events_pb2.Change.FromString(record.value))
+            case t if t == results.RESULT:
+                result = embedder_pb2.EmbeddingResult.FromString(record.value)
+                return results.decide(state, result, record.timestamp_ms)
             case other:
                 raise InvalidInputError(f"{record.topic}: {other!r} is no event that makes documents")
 
@@ -215,8 +219,9 @@ class Decider:
             state.put(replace(accepted, shown_to=accepted.access, waits=True), work)
             return Decision(Outcome.APPLIED, [self._pending(accepted, work)])
         accepted = replace(
-            accepted, version=stored.version, chunks=stored.chunks, shown_ms=stored.shown_ms, row_id=stored.row_id
-        )
+            accepted, version=stored.version, chunks=stored.chunks, shown_ms=stored.shown_ms, row_id=stored.row_id,
+            title=stored.title,
+        )  # fmt: skip
         if accepted.wanted == stored.wanted:
             return self._shown_at_once(state, replace(accepted, waits=stored.waits), stored, work)
         if accepted.wanted == stored.version:  # back to what can be found already

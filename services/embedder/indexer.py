@@ -57,9 +57,8 @@ class Indexer:
                 await self._index(job, assignment)
 
     async def _index(self, job: Job, assignment: Assignment) -> None:
-        if assignment.version == assignment.indexed:  # only its vectors are missing: another model has come
-            cut = await self._chunks.stored(job, assignment)
-        else:
+        cut = await self._chunks.stored(job)  # another model has come, and only its vectors are missing
+        if cut is None:
             cut = await self._cut(job, assignment, await self._content(job, assignment))
         making, embedded = Making(job, assignment, cut), 0
         for _ in range(_TRIES):

@@ -8,6 +8,7 @@ from headwater.common.v1 import common_pb2, operations_pb2
 from headwater.embedder.v1 import events_pb2
 from services.embedder.chunking import Chunk
 from services.embedder.state import Key, WorkingSet
+from services.kernel import topics
 from services.kernel.enrichment import JobStore
 from services.kernel.jobs import Job, JobState, Lane
 from services.kernel.log import Ledger, Offsets
@@ -102,7 +103,6 @@ class Assignment(NamedTuple):
     Attributes:
         key: names the document.
         version: its version that is wanted.
-        indexed: its version that can be found.
         name, media_type: how its content is to be read.
         content: the content; None when it is in the log, at this place.
         topic, partition, offset: a place of the log.
@@ -110,7 +110,6 @@ class Assignment(NamedTuple):
 
     key: Key
     version: str
-    indexed: str
     name: str
     media_type: str
     content: bytes | None
@@ -154,8 +153,8 @@ class Jobs(JobStore, Protocol):
     async def retry(self, tenant: str, document_ids: Collection[str]) -> int:
         """Make parked and waiting jobs pending again: the named documents', or all; return how many."""
 
-    def open_count(self) -> int:
-        """Return how many documents cannot be found yet, or were given up, as far as is known here."""
+    async def open_count(self) -> int:
+        """Return how many documents cannot be found yet, or were given up."""
 
     async def all_finished(self) -> None:
         """Wait until no job waits to be done; those that were given up do not count."""
@@ -179,8 +178,8 @@ class Jobs(JobStore, Protocol):
 class Chunks(Protocol):
     """What can be found. A version takes the place of the one before as a whole: until then, that can be found."""
 
-    async def stored(self, job: Job, assignment: Assignment) -> Cut:
-        """Return a document as it can be found."""
+    async def stored(self, job: Job) -> Cut | None:
+        """Return a document as it can be found, where only vectors are missing of the version that is wanted."""
 
     async def known(self, making: Making, hashes: Collection[bytes]) -> Collection[bytes]:
         """Return those that have been embedded with the model already, by the hash of a chunk."""
@@ -272,6 +271,7 @@ class Adapters:
         documents, erasures: the states of the two groups.
         jobs, chunks, knowledge: the work, what comes of it, and both as a whole.
         search, shown: what is found, and how it stands now.
+        inputs: what the group `embedder` consumes.
         ledgers: those of the two groups, where their states are not in the local database.
         background: long-running work.
         start, stop: connect, and disconnect.
@@ -284,6 +284,7 @@ class Adapters:
     knowledge: KnowledgeStore
     search: "ChunkSearch"
     shown: "ShownDocuments"
+    inputs: tuple[str, ...] = (topics.DOCUMENTS, topics.CHANGES)
     ledgers: tuple[Ledger | None, Ledger | None] = (None, None)
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
     start: Callable[[], Awaitable[None]] = nothing_to_do

@@ -8,7 +8,7 @@ import orjson
 
 from services.embedder.chunking import Chunk
 from services.embedder.events import finished_events
-from services.embedder.ports import Assignment, Cut, Making, VectorsMissingError
+from services.embedder.ports import Cut, Making, VectorsMissingError
 from services.embedder.sqlite_documents import SqliteDocuments, parameter
 from services.embedder.sqlite_jobs import SqliteJobs, row_id
 from services.embedder.vectors import Entry, VectorIndex
@@ -45,11 +45,15 @@ class SqliteChunks:
             unit.executemany("INSERT OR IGNORE INTO knowledge_progress VALUES (?, ?)", rows)
         return True
 
-    async def stored(self, job: Job, assignment: Assignment) -> Cut:
-        """Return a document as it can be found."""
-        del assignment
+    async def stored(self, job: Job) -> Cut | None:
+        """Return a document as it can be found, where only vectors are missing of the version that is wanted."""
         reader, document = self._database.reader, row_id(job)
-        title, text = reader.execute("SELECT title, text FROM knowledge_documents WHERE id=?", (document,)).fetchone()
+        found = reader.execute(
+            "SELECT title, text FROM knowledge_documents WHERE id=? AND version=?", (document, job.version)
+        ).fetchone()
+        if found is None:
+            return None
+        title, text = found
         rows = reader.execute(
             """SELECT ordinal, start, "end", text, headings, label, context FROM knowledge_chunks
                WHERE document=? ORDER BY ordinal""",

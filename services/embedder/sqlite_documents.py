@@ -8,20 +8,19 @@ import orjson
 from services.embedder.decider import Decider, document_key
 from services.embedder.ports import nothing
 from services.embedder.schema import COMPONENT, SCHEMA
-from services.embedder.state import Document, Entity, Erased, Key, Work, WorkingSet, digest_of
+from services.embedder.state import LIVE_BATCH_MAX, Document, Entity, Erased, Key, Work, WorkingSet, digest_of
 from services.embedder.vectors import VectorIndex
 from services.kernel.freshness import FreshnessTable
 from services.kernel.jobs import JobState, Lane
 from services.kernel.log import Progress, Record
 from services.kernel.sqlite import Database
 
-LIVE_BATCH_MAX = 32  # a batch that brings more comes from a backlog: its work goes behind what changes just now
 _IN_THREAD = 100  # documents: taking away more would hold up queries
 IN = "IN (SELECT value FROM json_each(?))"
 
 _COLUMNS = """d.tenant, d.document_id, d.source, d.entity, d.partition, d.position, d.occurred_ms, d.wanted, d.version,
   d.name, d.uri, d.metadata, d.live, d.access, v.access, d.shown_ms, d."row", d.known_at, d.chunks,
-  EXISTS (SELECT 1 FROM knowledge_jobs j WHERE j.document=d.id), d.id"""
+  EXISTS (SELECT 1 FROM knowledge_jobs j WHERE j.document=d.id), d.id, d.title"""
 
 
 def parameter(values: Iterable[int | str | Sequence[str]]) -> str:

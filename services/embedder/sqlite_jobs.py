@@ -84,8 +84,8 @@ class SqliteJobs:
     async def assignment(self, job: Job) -> Assignment | None:
         """Return what a job is to do; None when it is not wanted any more."""
         row = self._database.reader.execute(
-            """SELECT d.tenant, d.document_id, j.version, d.version, d.name, j.media_type, j.content, j.topic,
-                      j.partition, j."offset"
+            """SELECT d.tenant, d.document_id, j.version, d.name, j.media_type, j.content, j.topic, j.partition,
+                      j."offset"
                FROM knowledge_jobs j JOIN knowledge_documents d ON d.id=j.document
                WHERE j.document=? AND j.version=?""",
             (job.key, job.version),
@@ -138,7 +138,7 @@ class SqliteJobs:
             )
             unit.execute("UPDATE knowledge_jobs SET provider=? WHERE provider<>?", (provider, provider))
 
-    def open_count(self) -> int:
+    async def open_count(self) -> int:
         """Return how many documents cannot be found yet, or were given up."""
         return int(self._one("SELECT count(*) FROM knowledge_jobs") or 0)
 

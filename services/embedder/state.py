@@ -2,12 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from services.kernel.freshness import Sightings
-from services.kernel.jobs import Lane
+from services.kernel.jobs import Job, Lane
 from services.kernel.log import SEPARATOR
 from services.kernel.positions import newer
+
+LIVE_BATCH_MAX = 32  # a batch that brings more comes from a backlog: its work goes behind what changes just now
 
 
 class Key(NamedTuple):
@@ -51,6 +53,7 @@ class Document:
         waits: whether a job for `wanted` is open.
         row_id: where it is stored: a number that no other document had before, of the same name neither; 0 when it is
             not yet.
+        title: what can be found is called.
     """
 
     key: Key
@@ -73,6 +76,7 @@ class Document:
     chunks: int = 0
     waits: bool = False
     row_id: int = 0
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,11 @@ class WorkingSet:
         changed, fenced, truncated_now: what has to be saved.
         removed: stored ones that have to go, by their `row_id`.
         work: what the accepted documents are made of.
+        jobs: what became of work that others did.
+        reshown: documents that the index shows to others than it should.
+        tidy: documents of which the index may hold more than can be found.
+        head: where the store stood when this was loaded, for stores that need it.
+        stored: how the store has the loaded documents, for stores that need it.
     """
 
     documents: dict[Key, Document] = field(default_factory=dict)
@@ -128,6 +137,11 @@ class WorkingSet:
     truncated_now: dict[Entity, int] = field(default_factory=dict)
     removed: list[int] = field(default_factory=list)
     work: dict[Key, Work] = field(default_factory=dict)
+    jobs: dict[Key, Job] = field(default_factory=dict)
+    reshown: set[Key] = field(default_factory=set)
+    tidy: set[Key] = field(default_factory=set)
+    head: Any = None
+    stored: dict[Key, Any] = field(default_factory=dict)
 
     def is_stale(self, key: Key, entity: Entity | None, position: str, occurred_ms: int) -> bool:
         """Whether a change takes no effect: it is older than, or the same as, what is known of its document."""

@@ -18,6 +18,7 @@ from services.kernel.errors import UnavailableError
 GRACE_S = 5.0  # beyond the time in which the server itself ends a unit of work
 # What is wrong with a statement is a mistake in this program; everything else that a server refuses may pass.
 _MISTAKES = ("Neo.ClientError.Statement.", "Neo.ClientError.Schema.")
+_MADE_MEANWHILE = "Neo.ClientError.Schema.EquivalentSchemaRuleAlreadyExists"  # by another worker, IF NOT EXISTS or not
 
 _TABLE = "RETURN collect(["
 _LABELS = "Identity"
@@ -145,7 +146,7 @@ class Neo4j:
         try:
             yield
         except ClientError as error:
-            if (error.code or "").startswith(_MISTAKES):
+            if (error.code or "").startswith(_MISTAKES) and error.code != _MADE_MEANWHILE:
                 raise
             raise self._unavailable(error) from error
         except (DriverError, Neo4jError, TimeoutError, OSError) as error:

@@ -2,7 +2,7 @@
 
 from services.ingest.app import build
 from services.ingest.http_api import build_http
-from services.kernel.runner import serve_http
+from services.kernel.runner import main
 
 if __name__ == "__main__":
-    serve_http(build, build_http)
+    main(build, build_http)

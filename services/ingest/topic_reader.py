@@ -13,13 +13,14 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError
 
 from headwater.common.v1 import operations_pb2
 from services.ingest.topic_records import RecordDecoder, Selection
 from services.ingest.topic_store import Places, TopicStore
 from services.kernel.errors import UnavailableError
 from services.kernel.kafka_clients import stop
+from services.kernel.kafka_diagnosis import unreachable
 from services.kernel.kafka_settings import KafkaSettings
 from services.kernel.log import Log
 from services.kernel.retry import backoff_s
@@ -167,8 +168,11 @@ async def again_and_again(
             await read()
         except (KafkaError, UnavailableError, TimeoutError, OSError) as error:
             attempt = 1 if time.monotonic() - started > 60 else attempt + 1
-            note(str(error) or repr(error))
+            words = str(error) or repr(error)
+            if isinstance(error, KafkaConnectionError):
+                words = str(await unreachable(cluster, error, "[[ingest.topics]]"))
+            note(words)
             delay = backoff_s(attempt, base_s=0.2, cap_s=5.0)
-            log.warning("topics.waiting", cluster=cluster.bootstrap_servers, error=repr(error),
+            log.warning("topics.waiting", cluster=cluster.bootstrap_servers, error=words,
                         retry_in_s=round(delay, 2))  # fmt: skip
             await asyncio.sleep(delay)

@@ -16,6 +16,10 @@ from services.kernel.service import CHANNEL_OPTIONS
 
 STANDARD = "/grpc."  # health and reflection
 LIVENESS = "liveness"
+# A client keeps its connections for as long as they last, and would never call a replica that came later. So they end:
+# the client is told, looks up again who there is, and connects anew. Calls and streams that are under way go on, on the
+# old connection, until they end by themselves (gRPC's own default for the grace is to wait for ever).
+CONNECTION_AGE_S = 300.0
 
 log = structlog.get_logger(__name__)
 
@@ -94,14 +98,18 @@ async def _abort(error: Exception, method: str, context: grpc.aio.ServicerContex
 class GrpcServer:
     """A server with the standard services beside the given ones."""
 
-    def __init__(self, address: str, foreground: Foreground) -> None:
+    def __init__(self, address: str, foreground: Foreground, connection_age_s: float = CONNECTION_AGE_S) -> None:
         self._address = address
         self._health = health_aio.HealthServicer()
         self.waits_for: str | None = None  # until it is there, calls are refused
         self.server = grpc.aio.server(
             interceptors=[EdgeInterceptor(foreground, self._refuse)],
             # Without this a second process could listen on the same port, and take every other call.
-            options=[("grpc.so_reuseport", 0), *CHANNEL_OPTIONS],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_connection_age_ms", int(connection_age_s * 1000)),
+                *CHANNEL_OPTIONS,
+            ],
         )
         self.names: list[str] = []
         self.address = ""

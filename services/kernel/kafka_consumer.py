@@ -14,9 +14,11 @@ a partition is fetched again only when what it had is done.
 """
 
 import asyncio
+from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -28,7 +30,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from services.kernel.errors import UnavailableError
 from services.kernel.kafka_clients import FETCH_WAIT_MS, stop
-from services.kernel.kafka_records import RECORD_BYTES_MAX, headers_of, record_of
+from services.kernel.kafka_records import RECORD_BYTES_MAX, headers_of, records_of
 from services.kernel.log import Batch, Ledger, Message, PartitionLostError, Progress, Record, Stateless, Tally
 from services.kernel.retry import backoff_s
 
@@ -98,7 +100,7 @@ class _Lane:
 
     def after(self, progress: Progress) -> tuple[int, Tally]:
         # What was published after a restart is not in the buffer any more: of that, the store's word is taken.
-        read = sum(1 for record in self.buffer if record.offset < progress.next_offset) or progress.tally.total
+        read = bisect_left(self.buffer, progress.next_offset, key=attrgetter("offset")) or progress.tally.total
         return self.inputs + read, self.tally.plus(progress.tally)
 
     def pass_on(self, progress: Progress) -> None:
@@ -274,7 +276,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
             return
         for place, raw in (await self._consumer.getmany(*lanes, timeout_ms=timeout_ms)).items():
             lane = lanes[place]
-            lane.buffer.extend(record_of(each, lane.place[0]) for each in raw)
+            lane.buffer.extend(records_of(raw, lane.place[0]))
         for place, lane in lanes.items():
             if self._lanes.get(lane.place) is lane and lane.open:
                 lane.next = max(lane.next, await self._consumer.position(place))

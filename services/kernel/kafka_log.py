@@ -13,6 +13,7 @@ What differs from the embedded log, and what users of the port are ready for any
 """
 
 import asyncio
+import itertools
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
@@ -26,13 +27,15 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from headwater.common.v1 import common_pb2
 from services.kernel.errors import InvalidInputError, UnavailableError
-from services.kernel.kafka_clients import Reader, stop
+from services.kernel.kafka_clients import Outgoing, Reader, send, stop
 from services.kernel.kafka_consumer import KafkaConsumer
+from services.kernel.kafka_diagnosis import unreachable
 from services.kernel.kafka_records import (
     RECORD_BYTES_MAX,
+    Headers,
     headers_of,
     is_compacted_in_kafka,
-    record_of,
+    records_of,
     topic_config,
 )
 from services.kernel.kafka_settings import KafkaSettings
@@ -94,7 +97,12 @@ class KafkaLog:
         self._open.set()
 
     async def start(self) -> None:
-        """Connect, and learn which topics there are; raises UnavailableError when no broker answers."""
+        """Connect, and learn which topics there are.
+
+        Raises:
+            UnavailableError: no broker answers.
+            InvalidInputError: they do, and do not let this client in.
+        """
         admin = AIOKafkaAdminClient(**self.connection)
         try:
             await admin.start()
@@ -102,7 +110,7 @@ class KafkaLog:
             await self._look(await admin.list_topics())
         except KafkaError as error:
             await admin.close()
-            raise UnavailableError(f"Kafka at {self.settings.bootstrap_servers}: {error!r}") from error
+            raise await unreachable(self.settings, error) from error
 
     async def close(self) -> None:
         """Let the members leave their groups, and close the connections."""
@@ -202,10 +210,13 @@ class KafkaLog:
 
     # Writing ----------------------------------------------------------------------------------------------------
 
-    async def append(self, messages: Sequence[Message], *, durable: bool = True) -> common_pb2.Position:
+    async def append(
+        self, messages: Sequence[Message], *, durable: bool = True, from_outside: bool = True
+    ) -> common_pb2.Position:
         """Append messages; returns when every copy that must have them has them, whatever `durable` says."""
         del durable  # an offset is known only with the acknowledgement
-        await self._open.wait()
+        if from_outside:
+            await self._open.wait()
         return await self._append(messages)
 
     async def relay(self) -> None:
@@ -215,10 +226,9 @@ class KafkaLog:
 
     async def _append(self, messages: Sequence[Message]) -> common_pb2.Position:
         prepared = [(message, self.partition_for(message), headers_of(message)) for message in messages]
-        ends: Offsets = {}
         producer = await self._get_producer()
         try:
-            sent = await self.sent(producer, prepared)
+            ends = await self.sent(producer, prepared)
         except MessageSizeTooLargeError as error:
             raise InvalidInputError(f"a record is longer than {RECORD_BYTES_MAX} bytes") from error
         except KafkaError as error:
@@ -227,32 +237,28 @@ class KafkaLog:
                 self._producer = None
                 self.later(stop(producer))
             raise UnavailableError(f"Kafka at {self.settings.bootstrap_servers}: {error!r}") from error
-        for metadata in sent:
-            place = (self.unnamed(metadata.topic), metadata.partition)
-            ends[place] = max(ends.get(place, 0), metadata.offset + 1)
         self._appended.wake({topic for topic, _ in ends})
         return position_of(ends)
 
-    async def sent(self, producer: Any, prepared: Sequence[tuple[Message, int, list[tuple[str, bytes]]]]) -> list[Any]:
-        """Send messages in order and return what the brokers say; raises the first error when all are through."""
-        futures, failure = [], None
-        try:
-            for message, partition, headers in prepared:
-                # No key and no value at once is not sent by aiokafka; an empty key means the same to its readers.
-                key = message.key if message.value is not None else message.key or b""
-                futures.append(
-                    await producer.send(
-                        self.named(message.topic), message.value, key=key, partition=partition, headers=headers
-                    )
-                )
-        except KafkaError as error:
-            failure = error
-        # Each is awaited, or else asyncio would complain of the others.
-        results = await asyncio.gather(*futures, return_exceptions=True)
-        failure = failure or next((result for result in results if isinstance(result, BaseException)), None)
-        if failure is not None:
-            raise failure
-        return results
+    async def sent(self, producer: Any, prepared: Sequence[tuple[Message, int, Headers]]) -> Offsets:
+        """Send messages, those of a partition in order; return the next offset of each partition that got some.
+
+        Raises:
+            KafkaError: the first that there was, when all are through.
+        """
+        records: dict[tuple[str, int], list[Outgoing]] = defaultdict(list)
+        for message, partition, headers in prepared:
+            # No key and no value at once is not sent by aiokafka; an empty key means the same to its readers.
+            key = message.key if message.value is not None else message.key or b""
+            records[message.topic, partition].append((key, message.value, headers))
+        results: list[Any] = await asyncio.gather(
+            *(send(producer, TopicPartition(self.named(topic), n), each) for (topic, n), each in records.items()),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return dict(zip(records, results, strict=True))
 
     def moved_on(self, progress: Progress) -> None:
         """Take note of a transaction that is committed, and wake who waits for it."""
@@ -292,19 +298,16 @@ class KafkaLog:
         if partition not in range(self.partitions(topic)):
             raise InvalidInputError(f"{topic!r} has no partition {partition}")
         place = (topic, partition)
-        reader = self._readers.setdefault(place, Reader(TopicPartition(self.named(topic), partition)))
+        reader = self._readers.setdefault(place, Reader(TopicPartition(self.named(topic), partition), self._ends))
         self._readers.move_to_end(place)
         idle = [other for other, each in self._readers.items() if other != place and not each.lock.locked()]
         for other in idle[: max(0, len(self._readers) - READERS_MAX)]:
             self.later(self._readers.pop(other).close())
         raw: list[Any] = await self.asked(reader.read(self.connection, offset, max_records))
-        records, size = [], 0
-        for each in raw:
-            records.append(record_of(each, topic))
-            size += len(each.value or b"")
-            if size >= max_bytes:
-                break
-        return records
+        sizes = [each.serialized_value_size for each in raw]
+        if sum(sizes) >= max_bytes:
+            raw = raw[: 1 + sum(size < max_bytes for size in itertools.accumulate(sizes))]
+        return records_of(raw, topic)
 
     async def end(self, topic: str) -> list[int]:
         """Return the next offset of each partition: below it everything is decided, committed or not."""
@@ -343,6 +346,10 @@ class KafkaLog:
     def left(self, member: KafkaConsumer) -> None:
         """Take note that a member has left its group."""
         self._members.discard(member)
+
+    def assigned(self, group: str) -> set[tuple[str, int]]:
+        """Return the partitions that the group's members in this process have been given."""
+        return {place for member in self._members if member.group == group for place in member.assigned}
 
     async def committed(self, group: str) -> Offsets:
         """Return the next offsets of a group."""
@@ -537,12 +544,20 @@ def counts_of(metadata: str) -> tuple[int, Tally]:
 async def _until(
     holds: Callable[[], Awaitable[bool]], waiters: Waiters, names: Collection[str], timeout_s: float
 ) -> bool:
-    """Wait until something holds: it is looked at again when a name is woken, and now and then."""
+    """Wait until something holds: it is looked at again when a name is woken, and now and then.
+
+    A cluster that does not answer meanwhile is asked again; raises UnavailableError when it does not in the end.
+    """
     deadline, pause = time.monotonic() + timeout_s, POLL_FIRST_S
-    while not await holds():
+    while True:
         left = deadline - time.monotonic()
+        try:
+            if await holds():
+                return True
+        except UnavailableError:
+            if left <= 0:
+                raise
         if left <= 0:
             return False
         await waiters.wait(names, min(pause, left))
         pause = min(pause * 1.5, POLL_MAX_S)
-    return True

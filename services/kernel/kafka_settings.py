@@ -1,5 +1,6 @@
 """The table [kafka] of the configuration: where the cluster is, and how one gets in."""
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,17 +70,7 @@ class KafkaSettings:
             "security_protocol": self.security_protocol,
         }
         if self.security_protocol.endswith("SSL"):
-            from aiokafka.helpers import create_ssl_context
-
-            try:
-                options["ssl_context"] = create_ssl_context(
-                    cafile=self.ssl_cafile or None,
-                    certfile=self.ssl_certfile or None,
-                    keyfile=self.ssl_keyfile or None,
-                    password=self.ssl_password or None,
-                )
-            except OSError as error:  # a file is missing, or holds no certificate
-                raise InvalidInputError(f"[kafka] ssl_cafile, ssl_certfile, ssl_keyfile: {error}") from error
+            options["ssl_context"] = self._ssl_context()
         if self.security_protocol.startswith("SASL"):
             options |= {
                 "sasl_mechanism": self.sasl_mechanism,
@@ -87,3 +78,21 @@ class KafkaSettings:
                 "sasl_plain_password": self.sasl_password,
             }
         return options
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        from aiokafka.helpers import create_ssl_context
+
+        try:
+            context: ssl.SSLContext = create_ssl_context(cafile=self.ssl_cafile or None)
+        except OSError as error:  # the file is missing, or holds no certificate
+            raise InvalidInputError(f"[kafka] ssl_cafile {self.ssl_cafile!r}: {error}") from error
+        if self.ssl_certfile:
+            try:
+                # An empty password rather than none: OpenSSL would ask for one at the terminal.
+                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile or None, self.ssl_password)
+            except OSError as error:
+                raise InvalidInputError(
+                    f"[kafka] ssl_certfile {self.ssl_certfile!r}, ssl_keyfile {self.ssl_keyfile!r}, ssl_password: "
+                    f"{error}: give a certificate and its key as PEM files, and the key's password if it has one"
+                ) from error
+        return context

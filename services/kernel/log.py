@@ -209,12 +209,15 @@ class Log(Protocol):
     def partitions(self, topic: str) -> int:
         """Return the topic's number of partitions; raises InvalidInputError for a topic that is not there."""
 
-    async def append(self, messages: Sequence[Message], *, durable: bool = True) -> common_pb2.Position:
+    async def append(
+        self, messages: Sequence[Message], *, durable: bool = True, from_outside: bool = True
+    ) -> common_pb2.Position:
         """Append all messages, or none.
 
         Args:
             messages: in order; those of one partition get consecutive offsets.
             durable: return only when they would survive a power failure.
+            from_outside: whether they wait while the log is to stand still; what follows from the log does not.
 
         Returns:
             The position that is reached when all of them have been read.
@@ -248,6 +251,9 @@ class Log(Protocol):
             ledger: that of the group's store; None for stores in the local database.
             internal_topics: those of its outputs that are published again when the store is made again.
         """
+
+    def assigned(self, group: str) -> Collection[tuple[str, int]]:
+        """Return the partitions, as topic and number, that the group's members in this process have been given."""
 
     def topics(self) -> list[str]:
         """Return the names of all topics."""

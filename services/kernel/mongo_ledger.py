@@ -18,8 +18,8 @@ and whoever asks how fresh the store is must not have to read them.
 import asyncio
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ ORPHAN_S = 7 * 24 * 3600  # pieces of a batch that never happened
 PIECE_BYTES = 8 << 20
 DOCUMENT_BYTES_MAX = (16 << 20) - (64 << 10)  # what the server takes, without what the ledger adds
 AMENDING_ATTEMPTS = 100
+UNPUBLISHED_S = 0.02  # until it is looked again whether what a batch leads to is published
 
 
 class Write(NamedTuple):
@@ -184,26 +185,53 @@ class MongoLedger:
         await self._advance(head, {**head.topics, topic: entry}, [*writes, *seen])
         await self._drop(head.topics[topic].outputs if topic in head.topics else NOTHING)
 
-    async def amend(self, group: str, partition: int, writes: Sequence[Write]) -> None:
+    async def amend(
+        self,
+        group: str,
+        partition: int,
+        writes: Sequence[Write] | Callable[[], Awaitable[Sequence[Write]]],
+        published: Callable[[], Awaitable[Offsets]] | None = None,
+    ) -> None:
         """Make writes happen that no batch of the group leads to, such as those of an erasure.
 
         Batches that were loaded before change nothing any more: they are taken again.
 
         Args:
             group, partition: on whose behalf.
-            writes: what becomes of documents, whatever batches have made of them meanwhile.
+            writes: what becomes of documents, whatever batches have made of them meanwhile; or what finds that out. No
+                batch comes between that and the writes.
+            published: tells where the log says that the group stands. With it, this waits until all that batches
+                before it have led to is published, and the ledger forgets their outputs.
 
         Raises:
-            UnavailableError: other batches came first, again and again.
+            UnavailableError: other batches came first, again and again, or the newest has not been published.
         """
         for _ in range(AMENDING_ATTEMPTS):
             head = await self.head(group, partition)
+            topics = head.topics
+            if published is not None:
+                reached = await published()
+                if any(each.next_offset > reached.get((topic, partition), 0) for topic, each in topics.items()):
+                    self._known.pop(head.id, None)
+                    await asyncio.sleep(UNPUBLISHED_S)
+                    continue
+                topics = {topic: each._replace(outputs=NOTHING) for topic, each in topics.items()}
             try:
-                await self._advance(head, head.topics, writes)
+                await self._advance(head, topics, await writes() if callable(writes) else writes)
             except PartitionLostError:
                 continue
+            if published is not None:
+                await self._drop(*(each.outputs for each in head.topics.values()))
             return
-        raise UnavailableError(f"the store of {group}/{partition} moves on all the time")
+        raise UnavailableError(f"the store of {group}/{partition} moves on all the time, or is not published")
+
+    async def start_at(self, group: str, offsets: Offsets) -> None:
+        """Let a store begin where `offsets` say in those partitions of which it has had nothing, and not at 0."""
+        for (topic, partition), offset in offsets.items():
+            while topic not in (head := await self.head(group, partition)).topics:
+                entry = _Entry(offset, offset, tuple(Tally()), NOTHING)
+                with suppress(PartitionLostError):  # somebody else came first, perhaps with the same
+                    await self._advance(head, {**head.topics, topic: entry}, ())
 
     async def reached(self, group: str) -> Offsets:
         """Return where the store stands; partitions of which it never had anything are not named."""

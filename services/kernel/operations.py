@@ -47,7 +47,7 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
         """Return the balance of every group."""
         waiting: dict[str, int] = {}
         for service in self._services:
-            waiting.update(service.waiting())
+            waiting.update(await service.waiting() if service.waiting is not None else {})
         return [await self._balance(name, loop, waiting.get(name, 0)) for name, loop in sorted(self._loops.items())]
 
     async def _balance(self, name: str, loop: ProcessorLoop[Any], waiting: int) -> pb.GroupBalance:

@@ -234,33 +234,22 @@ async def until_signalled() -> None:
             loop.remove_signal_handler(number)
 
 
-def main(build: Build) -> None:
-    """Run one service until it is told to stop: `python -m services.<name>`."""
-
-    async def serve(settings: Settings) -> None:
-        async with running(settings, [build]) as runtime:
-            log.info("serving", services=[service.name for service in runtime.services], grpc=runtime.address)
-            await asyncio.Event().wait()
-
-    run(serve)
-
-
-def serve_http(build: Build, application: Callable[[Platform], "web.Application"]) -> None:
-    """Run one service with its HTTP routes until it is told to stop.
+def main(build: Build, application: "Callable[[Platform], web.Application] | None" = None) -> None:
+    """Run one service until it is told to stop: `python -m services.<name>`.
 
     Args:
         build: the service's.
-        application: makes the HTTP application, served where the settings say.
+        application: makes its HTTP application; one without routes of its own serves `/metrics` and `/healthz` alone.
     """
-    from services.kernel.http_server import listening
+    from services.kernel.http_server import application_of, listening
 
     async def serve(settings: Settings) -> None:
-        async with (
-            running(settings, [build]) as runtime,
-            listening(application(runtime.platform), settings.http_address) as url,
-        ):
-            log.info("serving", grpc=runtime.address, http=url)
-            await asyncio.Event().wait()
+        async with running(settings, [build]) as runtime:
+            (service,) = runtime.services
+            http = application(runtime.platform) if application else application_of(runtime.platform, service.name)
+            async with listening(http, settings.http_address) as url:
+                log.info("serving", service=service.name, grpc=runtime.address, http=url)
+                await asyncio.Event().wait()
 
     run(serve)
 

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -20,7 +20,8 @@ CHANNEL_OPTIONS = (
 )
 
 
-# Where a name stands for several addresses (`dns:///profile.ns.svc:7070`), calls go to each in turn.
+# Where a name stands for several addresses (`dns:///profile.ns.svc:7070`), calls go to each in turn. They are looked up
+# again whenever a connection ends, and servers end theirs now and then (`grpc_server.CONNECTION_AGE_S`).
 PEER_OPTIONS = (*CHANNEL_OPTIONS, ("grpc.lb_policy_name", "round_robin"))
 
 
@@ -117,6 +118,6 @@ class Service:
     stores: Sequence[ReadModel] = ()
     start: Callable[[], Awaitable[None]] | None = None
     stop: Callable[[], Awaitable[None]] | None = None
-    waiting: Callable[[], Mapping[str, int]] = field(default=dict)
+    waiting: Callable[[], Awaitable[Mapping[str, int]]] | None = None
     checks: Callable[[], Awaitable[Collection[operations_pb2.Check]]] | None = None
     erases: bool = True

@@ -128,9 +128,12 @@ class SqliteLog:
 
     # Writing ----------------------------------------------------------------------------------------------------
 
-    async def append(self, messages: Sequence[Message], *, durable: bool = True) -> common_pb2.Position:
-        """Append all messages, or none; waits while a rebuild wants the log to stand still."""
-        async with self.unit_from_outside(durable=durable, urgent=len(messages) <= URGENT_MESSAGES) as unit:
+    async def append(
+        self, messages: Sequence[Message], *, durable: bool = True, from_outside: bool = True
+    ) -> common_pb2.Position:
+        """Append all messages, or none; from outside, waits while a rebuild wants the log to stand still."""
+        opened = self.unit_from_outside if from_outside else self._database.transaction
+        async with opened(durable=durable, urgent=len(messages) <= URGENT_MESSAGES) as unit:
             unit.emit(messages)
             touched = {(m.topic, self._partition(m)) for m in messages}
             ends = {place: self._next[place] for place in touched}
@@ -276,6 +279,10 @@ class SqliteLog:
         self._inputs[group] = {topic for each in self._groups[group] for topic in each.topics}
         self._rebalance(group)
         return member
+
+    def assigned(self, group: str) -> set[tuple[str, int]]:
+        """Return the partitions that the group's members have been given."""
+        return {place for member in self._groups[group] for place in member.assigned}
 
     def leave(self, member: "SqliteConsumer") -> None:
         """Take a member out of its group."""

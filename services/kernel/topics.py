@@ -41,6 +41,7 @@ TOUCHED = "profile.touched"
 PROFILES = "profiles"
 DOCUMENTS = "documents"
 JOBS = "embedder.jobs"
+RESULTS = "embedder.results"
 INDEXED = "knowledge.indexed"
 CONVERSATIONS = "conversations"
 RATINGS = "ratings"
@@ -61,6 +62,8 @@ TOPICS: tuple[TopicSpec, ...] = (
     TopicSpec(PROFILES, Cleanup.COMPACT),
     TopicSpec(DOCUMENTS, Cleanup.COMPACT),
     TopicSpec(JOBS, Cleanup.COMPACT),
+    # From a worker of the embedder to the one that keeps the document; the embedded installation needs no such way.
+    TopicSpec(RESULTS, Cleanup.DELETE, retention_ms=DAY_MS),
     TopicSpec(INDEXED, Cleanup.COMPACT),
     TopicSpec(CONVERSATIONS, Cleanup.KEEP),
     TopicSpec(RATINGS, Cleanup.KEEP),

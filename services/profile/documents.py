@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from headwater.profile.v1 import events_pb2
 from services.kernel import topics
 from services.kernel.log import Message, Record
-from services.kernel.processor import SUPERSEDED, Decision, Outcome
+from services.kernel.processor import APPLIED, SUPERSEDED, Decision, Outcome
 from services.profile.projection import Folded
 
 PROFILE_TYPE = events_pb2.Profile.DESCRIPTOR.full_name
@@ -37,7 +37,10 @@ class Stored(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What the topic `profiles` holds of a profile when a rebuild begins: its version, and a digest of its content."""
+    """What the topic `profiles` held of a profile when its store was emptied: its version, and a digest of its content.
+
+    It stands for the document until that is there again.
+    """
 
     version: int
     digest: str
@@ -50,7 +53,7 @@ class Documents:
     Attributes:
         stored: the documents as they are.
         folded: the documents that the rows of the touched profiles make; none for those without rows.
-        published: during a rebuild, what had been published.
+        published: while the store is made again, what had been published.
         touched_end: the end of the batch's partition of `profile.touched` before the rows were read.
         done: profiles that this batch has dealt with.
         written: new documents; `gone`: those without rows.
@@ -74,24 +77,20 @@ def decide(state: Documents, record: Record) -> Decision:
     if key in state.done or (stored is not None and record.offset < stored.folded_to):
         return SUPERSEDED
     state.done.add(key)
-    folded = state.folded.get(key)
+    folded, published = state.folded.get(key), state.published.get(key)
     if folded is None:
-        if stored is None:
+        if stored is None and published is None:
             return SUPERSEDED
         state.gone.add(key)
         return _published(record, None)
     if stored is not None and stored.content == folded.content:
         return SUPERSEDED
-    version = _next_version(stored, state.published.get(key), folded.content)
+    if published is not None and published.digest == digest(folded.content):
+        state.written[key] = Stored(published.version, folded.content, folded.identifiers, state.touched_end)
+        return APPLIED
+    version = max(stored.version if stored else 0, published.version if published else 0) + 1
     state.written[key] = Stored(version, folded.content, folded.identifiers, state.touched_end)
     return _published(record, with_version(folded.content, version))
-
-
-def _next_version(stored: Stored | None, published: Published | None, content: bytes) -> int:
-    """Return the version of new content: in a rebuild, what was published gets the version that it was published as."""
-    if published is not None and published.digest == digest(content):
-        return published.version
-    return max(stored.version if stored else 0, published.version if published else 0) + 1
 
 
 def with_version(content: bytes, version: int) -> bytes:

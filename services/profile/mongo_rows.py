@@ -1,7 +1,8 @@
 """Rows and assignments of records in MongoDB: the state of profile-rows.
 
-A document a record, named by the text of its topic key. Both topics of the group have a record in the same partition,
-so that they share the ledger's head, and a batch of one fences a batch of the other.
+A document a record, whose `_id` is the digest of its topic key: no more stays of it for a while when it is erased. Both
+topics of the group have a record in the same partition, so that they share the ledger's head, and a batch of one fences
+a batch of the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ class MongoRows:
     async def start(self) -> None:
         """Make the indexes."""
         await asked(self._mongo.collection(ROWS).create_index("profile"))
+        await asked(self._mongo.collection(ROWS).create_index("key"))
         await asked(self._mongo.collection(TRUNCATIONS).create_index("partition"))
 
     async def load(self, batch: Sequence[Record]) -> Rows:
@@ -40,17 +42,16 @@ class MongoRows:
         if not batch:
             return Rows(events)
         head = await self._ledger.head(ROWS_GROUP, batch[0].partition)
-        keys = sorted({record.key.decode() for record in batch if record.key is not None})
-        found = await self._mongo.find(ROWS, {"_id": {"$in": keys}, **PRESENT})
-        state = Rows(events, {each["_id"]: _row(each) for each in found})
+        digests = {digest_of(key): key for key in {r.key.decode() for r in batch if r.key is not None}}
+        found = await self._mongo.find(ROWS, {"_id": {"$in": sorted(digests)}, **PRESENT})
+        state = Rows(events, {each["key"]: _row(each) for each in found})
         if batch[0].topic == topics.CHANGES:
             partition = batch[0].partition
             for each in await self._mongo.find(TRUNCATIONS, {"partition": partition, **PRESENT}):
                 state.truncated[Entity(*each["of"])] = each["position"]
             for entity in truncations(events):
                 await self._load_entity(state, entity, partition)
-        digests = {digest_of(key): key for key in keys}
-        erased = await self._mongo.find(ERASURES, {"_id": {"$in": list(digests)}})
+        erased = await self._mongo.find(ERASURES, {"_id": {"$in": sorted(digests)}})
         state.erased = {digests[each["_id"]]: each["erased_ms"] for each in erased}
         state.head = head
         return state
@@ -58,14 +59,17 @@ class MongoRows:
     async def _load_entity(self, state: Rows, entity: Entity, partition: int) -> None:
         # The key's own prefix finds them; "0" follows "/".
         first = f"{entity.tenant}{SEPARATOR}{record_key(entity.source, entity.entity, {'': ''})}"
-        within = {"_id": {"$gte": first, "$lt": first[:-1] + "0"}, "partition": partition, **PRESENT}
-        async for each in self._mongo.pages(ROWS, within, _FIELDS):
-            if each["body"] is not None and each["_id"] not in state.rows:
-                state.rows[each["_id"]] = _row(each)
+        within = {"key": {"$gte": first, "$lt": first[:-1] + "0"}, "partition": partition, **PRESENT}
+        async for each in self._mongo.pages(ROWS, within, ("key", *_FIELDS)):
+            if each["body"] is not None and each["key"] not in state.rows:
+                state.rows[each["key"]] = _row(each)
 
     async def save(self, state: Rows, progress: Progress) -> None:
         """Write the changed rows and assignments."""
-        writes = [Write(ROWS, key, _document(state.rows[key])) for key in sorted(state.changed | state.assigned)]
+        writes = [
+            Write(ROWS, digest_of(key), {"key": key, **_document(state.rows[key])})
+            for key in sorted(state.changed | state.assigned)
+        ]
         writes += [
             Write(
                 TRUNCATIONS,

@@ -1,8 +1,8 @@
-"""The log under each of its adapters."""
+"""The log and the stores under each of their adapters."""
 
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,12 +11,16 @@ from services.kernel.sqlite import Database
 from services.kernel.sqlite_log import SqliteLog
 from services.kernel.topics import TOPICS
 from tests.engines import Kafka, kafka_engine
+from tests.engines.kafka_tls import secure_kafka
+from tests.engines.mongo import MongoServer, mongo_engine
 
 if TYPE_CHECKING:
     from services.kernel.kafka_log import KafkaLog
 
-__all__ = ["kafka_engine"]
+__all__ = ["kafka_engine", "mongo_engine", "secure_kafka"]
 
+ENGINE = (pytest.mark.slow, pytest.mark.engine)
+Tables = dict[str, dict[str, Any]]
 OpenKafka = Callable[[], Awaitable["KafkaLog"]]
 
 
@@ -58,3 +62,23 @@ async def any_log(request: pytest.FixtureRequest, database: Database) -> AsyncIt
     await other.create_topics(TOPICS)
     yield other
     await other.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=ENGINE)])
+def log_engine(request: pytest.FixtureRequest) -> Tables:
+    """The settings of where the log is: embedded, or topics of Kafka that are this test's own."""
+    return {} if request.param == "sqlite" else _kafka_tables(request.getfixturevalue("kafka_engine"))
+
+
+@pytest.fixture(params=["sqlite", pytest.param("mongodb", marks=ENGINE)])
+def store_engine(request: pytest.FixtureRequest) -> Tables:
+    """The settings of where log and stores are: embedded, or in Kafka and MongoDB, this test's own."""
+    if request.param == "sqlite":
+        return {}
+    mongo: MongoServer = request.getfixturevalue("mongo_engine")
+    tables = _kafka_tables(request.getfixturevalue("kafka_engine"))
+    return tables | {"mongodb": {"uri": mongo.uri, "database": f"t{uuid.uuid4().hex}"}}
+
+
+def _kafka_tables(kafka: Kafka) -> Tables:
+    return {"kafka": {"bootstrap_servers": kafka.address, "prefix": f"{uuid.uuid4().hex}.", "replication": 1}}

@@ -4,6 +4,7 @@ All of it holds with the model in this process, and with the same model behind a
 """
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,9 +20,16 @@ from services.embedder.model import DIMENSIONS
 from services.kernel import topics
 from services.kernel.log import message_of
 from tests.conftest import Running, RunService
+from tests.engines import Kafka
+from tests.engines.mongo import mongo_engine
+from tests.engines.opensearch import opensearch_engine
+from tests.engines.postgresql import postgres_engine
 from tests.unit.embedder.embeddings_server import EmbeddingsServer
 from tests.unit.embedder.examples import HOTELS, document, message, row
 
+__all__ = ["mongo_engine", "opensearch_engine", "postgres_engine"]
+
+ENGINE = (pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(300))
 Stub: TypeAlias = "service_pb2_grpc.EmbedderServiceAsyncStub"
 POLICIES = Path(__file__).parents[2] / "demo" / "policies"
 REFUND = (
@@ -40,10 +48,31 @@ async def model(request: pytest.FixtureRequest) -> AsyncIterator[dict[str, Any]]
             yield server.table(dimensions=DIMENSIONS, query_timeout_s=20)
 
 
+@pytest.fixture(params=["sqlite", *(pytest.param(name, marks=ENGINE) for name in ("opensearch", "postgresql"))])
+async def engines(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+    """Where log, documents and chunks are: embedded, or in Kafka, MongoDB, and OpenSearch or PostgreSQL."""
+    if request.param == "sqlite":
+        return {}
+    if "openai" in request.node.callspec.params.values():
+        pytest.skip("where the model runs makes no difference to the engines: once is enough")
+    name = f"t{uuid.uuid4().hex[:12]}"
+    kafka: Kafka = request.getfixturevalue("kafka_engine")
+    tables: dict[str, dict[str, Any]] = {
+        "kafka": {"bootstrap_servers": kafka.address, "prefix": f"{name}.", "replication": 1},
+        "mongodb": {"uri": request.getfixturevalue("mongo_engine").uri, "database": name},
+    }
+    if request.param == "opensearch":
+        url = request.getfixturevalue("opensearch_engine").url
+        return {**tables, "opensearch": {"url": url, "prefix": name, "replicas": 0}}
+    return {**tables, "postgresql": {"uri": request.getfixturevalue("postgres_engine").uri, "prefix": name}}
+
+
 @pytest.fixture
-async def running(run_service: RunService, model: dict[str, Any]) -> AsyncIterator[Running]:
+async def running(
+    run_service: RunService, model: dict[str, Any], engines: dict[str, dict[str, Any]]
+) -> AsyncIterator[Running]:
     table = {"model": model, "tables": [HOTELS], "document_bytes_max": 100_000}
-    async with run_service(build, settings_tables={"embedder": table}) as r:
+    async with run_service(build, settings_tables={"embedder": table, **engines}) as r:
         yield r
 
 
@@ -202,7 +231,7 @@ async def test_freshness_tells_what_sources_say_of_themselves(running: Running, 
 
 async def test_a_position_that_is_not_reached_is_refused_in_time(running: Running, stub: Stub) -> None:
     position = common_pb2.Position(offsets=[common_pb2.TopicOffset(topic=topics.DOCUMENTS, partition=0, offset=99)])
-    error = await refused(stub.AwaitPosition(pb.AwaitPositionRequest(position=position), timeout=0.3))
+    error = await refused(stub.AwaitPosition(pb.AwaitPositionRequest(position=position), timeout=3))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "ListJobs" in (error.details() or "")
 

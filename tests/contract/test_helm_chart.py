@@ -202,9 +202,8 @@ def test_a_singleton_is_never_there_twice_and_the_others_are_never_away(case: st
             assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
             assert ("replicas" in spec) != scaled  # an upgrade would undo what the autoscaler has decided
             assert not any("persistentVolumeClaim" in volume for volume in spec["template"]["spec"]["volumes"])
-    for name in ("embedder", "feedback"):  # what they keep is in their own database
-        if name in deployments(found):
-            assert deployments(found)[name]["spec"]["strategy"] == {"type": "Recreate"}
+    if "feedback" in deployments(found):  # what it keeps is in its own database
+        assert deployments(found)["feedback"]["spec"]["strategy"] == {"type": "Recreate"}
 
 
 def test_a_store_that_is_away_stops_calls_but_restarts_nothing(case: str) -> None:
@@ -305,7 +304,7 @@ def test_each_service_knows_the_engines_that_it_uses_and_no_other(tmp_path: Path
         "profile": {"kafka", "mongodb"},
         "embedder": {"kafka", "mongodb", "opensearch"},
         "rag-gateway": {"kafka", "mongodb"},
-        "feedback": {"kafka", "mongodb"},
+        "feedback": {"kafka"},
     }
     for name, engines in uses.items():
         tables = settings_of(found, name, tmp_path).tables

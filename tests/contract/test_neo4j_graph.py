@@ -403,6 +403,27 @@ class TestLife:
 
 @pytest.mark.slow
 @pytest.mark.engine
+async def test_workers_that_start_at_once_on_an_empty_server_make_one_schema(
+    neo4j_engine: Neo4jServer, database: Database
+) -> None:
+    async def start(worker: Worker) -> None:
+        for _ in range(20):
+            try:
+                await worker.adapters.life.start()
+            except UnavailableError:
+                continue  # as a process does that starts
+            break
+        assert await worker.neo4j.ask("MATCH (s:IdentitySettings) RETURN count(s)") == [[1]]
+        await worker.adapters.life.close()
+        await worker.neo4j.close()
+
+    for number in range(4):
+        starting = [Worker(neo4j_engine.uri, KINDS, database, prefix=f"at_once_{number}_") for _ in range(2 * WORKERS)]
+        await asyncio.gather(*map(start, starting))
+
+
+@pytest.mark.slow
+@pytest.mark.engine
 async def test_a_server_that_asks_who_one_is_and_that_dies(tmp_path: Path, neo4j_engine: Neo4jServer) -> None:
     del neo4j_engine  # it is installed
     server = Neo4jServer(tmp_path / "server", PASSWORD)

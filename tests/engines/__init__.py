@@ -52,7 +52,8 @@ class Kafka:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_ports(4)  # the next one is the controller's
+        self.folder, self.port = folder, free_ports(6)  # the next one is the controller's, the last two speak TLS
+        self.options: dict[str, str] = {}  # of kafka.sh
         self.address = f"127.0.0.1:{self.port}"
         self.proxied, self.proxy = self.port + 2, self.port + 3
 
@@ -67,15 +68,20 @@ class Kafka:
 
     def _run(self, *words: str) -> None:
         ports = {"KAFKA_PORT": str(self.port), "KAFKA_PROXY": str(self.proxy)}
-        environment = {**os.environ, **ports, "JAVA_HEAP": "256m"}
+        environment = {**os.environ, **ports, "JAVA_HEAP": "256m", **self.options}
         command = ["nice", "-n", "15", "bash", str(HERE / "kafka.sh"), *words]
         subprocess.run(command, env=environment, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
-@pytest.fixture(scope="session")
-def kafka_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+def need_kafka() -> None:
+    """Skip unless Kafka is installed, or may be."""
     if not any(CACHE.glob("kafka-*")) and not os.environ.get("HEADWATER_ENGINES"):
         pytest.skip("Kafka is not installed: run tests/engines/kafka.sh install, or set HEADWATER_ENGINES=1")
+
+
+@pytest.fixture(scope="session")
+def kafka_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    need_kafka()
     engine = Kafka(tmp_path_factory.mktemp("kafka"))
     engine.start()
     yield engine

@@ -40,6 +40,11 @@ WORKERS_MAX = 4  # of a service: each has a port, so that its peers know where i
 GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
+def is_gone(error: grpc.aio.AioRpcError) -> bool:
+    """Tell whether a call failed because nobody is there any more; an end while gRPC sends is internal to it."""
+    return error.code() in GONE or error.details() == "Internal error from Core"
+
+
 @dataclass(frozen=True)
 class Engines:
     """The engines of a session, each behind a proxy.
@@ -231,7 +236,7 @@ class Cluster:
                 "prefix": f"{self.prefix}.",
                 "replication": 1,
             },
-            "neo4j": {"uri": f"bolt://127.0.0.1:{ports['neo4j']}"},
+            "neo4j": {"uri": f"bolt://127.0.0.1:{ports['neo4j']}", "prefix": self.prefix},
             "mongodb": {"uri": f"mongodb://127.0.0.1:{ports['mongo']}", "database": self.prefix},
             "opensearch": {"url": f"http://127.0.0.1:{ports['opensearch']}", "prefix": self.prefix, "replicas": 0},
             "peers": {
@@ -301,7 +306,7 @@ class Cluster:
             try:
                 groups = await self.balance()
             except grpc.aio.AioRpcError as error:
-                if error.code() not in GONE:
+                if not is_gone(error):
                     raise
                 groups, before = [], None
             now = [(group.group, group.inputs) for group in groups if not group.lag and not group.waiting]
@@ -316,6 +321,11 @@ class Cluster:
         """Return the state hash of every store."""
         answers = await self._ask(lambda stub: stub.GetStatus(pb.GetStatusRequest(), timeout=300.0))
         return {store.store: store.hash for answer in answers for store in answer.stores}
+
+    async def verify(self, seconds: float = QUIET_S) -> list[pb.Check]:
+        """Return what `headwater verify` checks: conservation, and every store made again from the log."""
+        answers = await self._ask(lambda stub: stub.Verify(pb.VerifyRequest(), timeout=seconds))
+        return [check for answer in answers for check in answer.checks]
 
 
 @contextlib.contextmanager

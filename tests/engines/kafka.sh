@@ -9,6 +9,8 @@
 # The jars are kept in $HEADWATER_CACHE (default ~/.cache/headwater).
 # Ports: KAFKA_PORT 19092 (its controller takes the next one), CONNECT_PORT 18083, POSTGRES_PORT 15432.
 # KAFKA_PROXY is the port of a proxy, whose clients go on by it: it has to hand on to KAFKA_PORT + 2.
+# KAFKA_TLS is a folder with ca.pem and broker.pem (its key and certificate): then the broker speaks TLS, on KAFKA_PORT + 4
+# with clients that have a certificate, on KAFKA_PORT + 5 with the user headwater, whose password is KAFKA_PASSWORD.
 # JAVA_HEAP 512m is the most that each Java process takes for its heap.
 # CONNECT_EXACTLY_ONCE=enabled lets source connectors write in transactions.
 # PostgreSQL trusts every local connection as the superuser `postgres`, so no password is needed or kept.
@@ -82,7 +84,8 @@ launch() { # NAME PORT READY... -- CLASS, settings on standard input; READY is t
     'appender.out.name=out' 'appender.out.layout.type=PatternLayout' 'appender.out.layout.pattern=%d %p %m%n' \
     'logger.config.name=org.apache.kafka.common.config' 'logger.config.level=warn' >"$DIR/log4j2.properties"
   if [[ $name == kafka && ! -d $DIR/kafka ]]; then
-    "${java[@]}" kafka.tools.StorageTool format -c "$settings" -t headwater-tests-000001 >"$log" 2>&1 || die "see $log"
+    "${java[@]}" kafka.tools.StorageTool format -c "$settings" -t headwater-tests-000001 \
+      ${KAFKA_TLS:+--add-scram "SCRAM-SHA-512=[name=headwater,password=$KAFKA_PASSWORD]"} >"$log" 2>&1 || die "see $log"
   fi
   setsid nohup "${java[@]}" "$class" "$settings" >"$log" 2>&1 </dev/null &
   echo $! >"$DIR/$name.pid"
@@ -109,14 +112,15 @@ stop_java() { # NAME: SIGTERM, 20 s of patience, SIGKILL
 kafka_serves() { grep -q 'Kafka Server started' "$DIR/kafka.log" && port_open "$KAFKA_AT"; }
 
 start_kafka() {
-  local proxied=${KAFKA_PROXY:-}
+  local proxied=${KAFKA_PROXY:-} tls=${KAFKA_TLS:-} secure=''
+  if [[ $tls ]]; then secure=",TLS://127.0.0.1:$((KAFKA_AT + 4)),LOGIN://127.0.0.1:$((KAFKA_AT + 5))"; fi
   launch kafka "$KAFKA_AT" kafka_serves -- kafka.Kafka <<CONF
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$((KAFKA_AT + 1))
-listeners=PLAINTEXT://127.0.0.1:$KAFKA_AT,CONTROLLER://127.0.0.1:$((KAFKA_AT + 1))${proxied:+,PROXIED://127.0.0.1:$((KAFKA_AT + 2))}
-advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_AT${proxied:+,PROXIED://127.0.0.1:$proxied}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:$KAFKA_AT,CONTROLLER://127.0.0.1:$((KAFKA_AT + 1))${proxied:+,PROXIED://127.0.0.1:$((KAFKA_AT + 2))}$secure
+advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_AT${proxied:+,PROXIED://127.0.0.1:$proxied}$secure
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT,TLS:SSL,LOGIN:SASL_SSL
 controller.listener.names=CONTROLLER
 log.dirs=$DIR/kafka
 # one node; a misspelt topic is an error; the first consumer of a group does not wait for others
@@ -130,6 +134,20 @@ share.coordinator.state.topic.min.isr=1
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
 log.cleaner.dedupe.buffer.size=16777216
+$([[ ! $tls ]] || secure_settings "$tls")
+CONF
+}
+
+secure_settings() { # FOLDER
+  cat <<CONF
+ssl.keystore.type=PEM
+ssl.keystore.location=$1/broker.pem
+ssl.truststore.type=PEM
+ssl.truststore.location=$1/ca.pem
+listener.name.tls.ssl.client.auth=required
+listener.name.login.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
+listener.name.login.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_headwater="$KAFKA_PASSWORD";
+listener.name.login.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 CONF
 }
 

@@ -1,15 +1,15 @@
 """A MongoDB for tests: started by the script beside this, once a session, on a free port of loopback."""
 
 import os
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bson.raw_bson import RawBSONDocument
+from pymongo import MongoClient
 
-from tests.engines import CACHE, HERE, free_ports
+from tests.engines import CACHE, HERE, free_ports, kill
 
 
 class MongoServer:
@@ -26,16 +26,19 @@ class MongoServer:
         self._run("stop")
 
     def kill(self) -> None:
-        pid = int((self.folder / "mongo.pid").read_text())
-        os.kill(pid, signal.SIGKILL)
-        command = Path(f"/proc/{pid}/cmdline")  # empty once the process has ended, even if nobody has reaped it
-        while command.exists() and command.read_bytes():
-            time.sleep(0.05)
+        kill(int((self.folder / "mongo.pid").read_text()))
 
     def _run(self, word: str) -> None:
         environment = {**os.environ, "MONGO_PORT": str(self.port)}
         command = ["nice", "-n", "15", "bash", str(HERE / "mongo.sh"), word, str(self.folder)]
         subprocess.run(command, env=environment, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def documents_in(uri: str, database: str) -> list[tuple[str, bytes]]:
+    """Return everything that a database holds: the name of the collection, and the document as BSON."""
+    with MongoClient[RawBSONDocument](uri, document_class=RawBSONDocument) as client:
+        found = client[database]
+        return [(name, bytes(each.raw)) for name in found.list_collection_names() for each in found[name].find()]
 
 
 @pytest.fixture(scope="session")

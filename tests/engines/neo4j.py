@@ -1,15 +1,13 @@
 """A real Neo4j for tests."""
 
 import os
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.engines import CACHE, HERE, free_ports
+from tests.engines import CACHE, HERE, free_ports, kill
 
 
 class Neo4jServer:
@@ -26,11 +24,7 @@ class Neo4jServer:
         self._run("stop")
 
     def kill(self) -> None:
-        pid = int((self.folder / "neo4j.pid").read_text())
-        os.kill(pid, signal.SIGKILL)
-        command = Path(f"/proc/{pid}/cmdline")  # empty once the process has ended, even if nobody has reaped it
-        while command.exists() and command.read_bytes():
-            time.sleep(0.05)
+        kill(int((self.folder / "neo4j.pid").read_text()))
 
     def _run(self, word: str) -> None:
         environment = {**os.environ, "NEO4J_PORT": str(self.port), "NEO4J_PASSWORD": self._password}

@@ -1,15 +1,13 @@
 """OpenSearch for tests: started by the script beside this, once a session, on a free port of loopback."""
 
 import os
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.engines import CACHE, HERE, free_ports
+from tests.engines import CACHE, HERE, free_ports, kill
 
 
 class OpenSearch:
@@ -26,11 +24,7 @@ class OpenSearch:
         self._run("stop")
 
     def kill(self) -> None:
-        pid = int((self.folder / "opensearch.pid").read_text())
-        os.kill(pid, signal.SIGKILL)
-        command = Path(f"/proc/{pid}/cmdline")  # empty once the process has ended, even if nobody has reaped it
-        while command.exists() and command.read_bytes():
-            time.sleep(0.05)
+        kill(int((self.folder / "opensearch.pid").read_text()))
 
     def _run(self, word: str) -> None:
         environment = {**os.environ, "OPENSEARCH_PORT": str(self.port)}

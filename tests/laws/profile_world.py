@@ -1,16 +1,19 @@
-"""A profile service on a real embedded log, driven batch by batch, and a plain model of what must come out."""
+"""A profile service on a real log, driven batch by batch, and a plain model of what must come out."""
 
 import asyncio
 import itertools
-from collections.abc import Iterable, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import bson
 import orjson
 from hypothesis import strategies as st
 
 from headwater.profile.v1 import events_pb2
 from services.kernel import topics
+from services.kernel.errors import UnavailableError
 from services.kernel.log import Message, key_of
 from services.kernel.processor import ProcessorLoop
 from services.kernel.records import record_key
@@ -21,7 +24,12 @@ from services.kernel.sqlite_log import SqliteLog
 from services.profile.app import build
 from services.profile.projection import Projection, SourceRow
 from services.profile.settings import Settings as ProfileSettings
+from tests.engines import Kafka
+from tests.engines.mongo import MongoServer, documents_in
 from tests.unit.profile.examples import PARTITIONS, T0_MS, assigned, change
+
+if TYPE_CHECKING:
+    from services.kernel.kafka_log import KafkaLog
 
 NOW_S = T0_MS / 1000 + 1e6
 
@@ -159,20 +167,59 @@ def comparable(profile: events_pb2.Profile) -> events_pb2.Profile:
 class World:
     """One installation; examples keep apart by tenant."""
 
-    def __init__(self, folder: Path, **table: Any) -> None:
+    def __init__(self, folder: Path, engines: Mapping[str, Mapping[str, Any]] | None = None, **table: Any) -> None:
+        """Open it.
+
+        Args:
+            folder: of the local database.
+            engines: the tables [kafka] and [mongodb] of a cluster; without them, all is in the local database.
+            table: the table [profile].
+        """
         self.database = Database(folder)
-        self.log = SqliteLog(self.database, PARTITIONS)
         self.runner = asyncio.Runner()
-        self.runner.run(self.log.create_topics(topics.TOPICS))
-        settings = Settings(data=folder, tables={"profile": table})
+        self.engines = engines
+        settings = Settings(data=folder, tables={"profile": table, **(engines or {})})
         self.settings = ProfileSettings.from_config(table)
+        self.log: SqliteLog | KafkaLog = self.runner.run(self._opened_log())
         self.service = build(Platform(self.log, self.database, settings, lambda: NOW_S, Peers(lambda _: "127.0.0.1:1")))
+        self.runner.run(self._started())
         self.loops = {p.name: ProcessorLoop(p, self.log) for p in self.service.processors}
-        self.consumers = {name: self.log.consumer(name, loop.processor.topics) for name, loop in self.loops.items()}
+        self.consumers = {
+            p.name: self.log.consumer(p.name, p.topics, p.ledger, p.internal_topics) for p in self.service.processors
+        }
         self._tenants = itertools.count()
 
+    async def _opened_log(self) -> "SqliteLog | KafkaLog":
+        if self.engines is None:
+            log = SqliteLog(self.database, PARTITIONS)
+            await log.create_topics(topics.TOPICS)
+            return log
+        from services.kernel.kafka_log import KafkaLog
+        from services.kernel.kafka_settings import KafkaSettings
+
+        kafka = KafkaLog(KafkaSettings.from_config(self.engines["kafka"]), self.database, PARTITIONS)
+        await kafka.start()
+        await kafka.create_topics(topics.TOPICS)
+        return kafka
+
+    async def _started(self) -> None:
+        assert self.service.start is not None
+        for _ in range(50):  # a broker that has just started may not know of groups yet
+            try:
+                return await self.service.start()
+            except UnavailableError:
+                await asyncio.sleep(0.2)
+        raise TimeoutError("the stores do not start")
+
+    async def _stopped(self) -> None:
+        assert self.service.stop is not None
+        await self.service.stop()
+        if not isinstance(self.log, SqliteLog):
+            await self.log.close()
+
     def close(self) -> None:
-        """Close the database."""
+        """Close the stores and the log."""
+        self.runner.run(self._stopped())
         self.runner.close()
         self.database.close()
 
@@ -193,7 +240,9 @@ class World:
 
         async def take() -> None:
             batch = await self.consumers[group].poll(size, 1 << 20)
+            loop._resume.clear()  # where it has to wait, it does not: the batch is taken again later
             await loop._handle(self.consumers[group], batch)
+            loop.resume()
 
         self.runner.run(take())
         return True
@@ -205,12 +254,39 @@ class World:
 
     def documents(self, tenant: str) -> dict[str, events_pb2.Profile]:
         """The stored documents of a tenant."""
-        rows = self.database.reader.execute("SELECT key, content FROM profile_documents")
         return {
             key.partition("\x1f")[2]: comparable(events_pb2.Profile.FromString(content))
-            for key, content in rows
+            for key, _, content in self.stored()
             if key.startswith(f"{tenant}\x1f")
         }
+
+    def stored(self) -> list[tuple[str, int, bytes]]:
+        """Key, version and content of all documents."""
+        if self.engines is None:
+            rows = self.database.reader.execute("SELECT key, version, content FROM profile_documents ORDER BY key")
+            return rows.fetchall()
+        found = [bson.decode(raw) for name, raw in self._in_mongodb() if name == "profile_documents"]
+        return sorted(
+            (each["_id"], each["version"], each["content"])
+            for each in found
+            if each["_gone"] is None and each["content"] is not None
+        )
+
+    def traces(self, tenant: str, text: str) -> set[str]:
+        """The tables, or collections, that hold a text in something of the tenant."""
+        found = self._in_mongodb() if self.engines is not None else self._in_sqlite()
+        return {name for name, held in found if f"{tenant}\x1f".encode() in held and text.encode() in held}
+
+    def _in_mongodb(self) -> list[tuple[str, bytes]]:
+        assert self.engines is not None
+        return documents_in(self.engines["mongodb"]["uri"], self.engines["mongodb"]["database"])
+
+    def _in_sqlite(self) -> list[tuple[str, bytes]]:
+        return [
+            (table, b"\n".join(value if isinstance(value, bytes) else str(value).encode() for value in row))
+            for table in ("profile_rows", "profile_documents", "profile_identifiers")
+            for row in self.database.reader.execute(f"SELECT * FROM {table}")
+        ]
 
     def published(self, tenant: str) -> dict[str, events_pb2.Profile]:
         """The newest of each profile on the topic, without those that are gone."""
@@ -229,3 +305,12 @@ class World:
             for profile_id, value in newest.items()
             if value is not None
         }
+
+
+def cluster(kafka: Kafka, mongo: MongoServer) -> dict[str, dict[str, Any]]:
+    """The settings of topics and a database that nobody has used."""
+    name = f"t{uuid.uuid4().hex}"
+    return {
+        "kafka": {"bootstrap_servers": kafka.address, "prefix": f"{name}.", "replication": 1},
+        "mongodb": {"uri": mongo.uri, "database": name},
+    }

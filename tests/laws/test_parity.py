@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from headwater.embedder.v1 import service_pb2, service_pb2_grpc
-from tests.engines.cluster import Cluster, Engines, cluster_in
+from tests.engines.cluster import Engines, cluster_in
 from tests.laws import cluster_world as world
 
 CHANGES = int(os.environ.get("HEADWATER_PARITY", "4000"))
@@ -28,12 +28,6 @@ async def ranked(channel: grpc.aio.Channel) -> list[list[str]]:
     return found
 
 
-async def state(cluster: Cluster) -> tuple[dict[str, str], list[list[str]]]:
-    world.assert_balanced(await cluster.quiet(SETTLE_S))
-    async with cluster.channel("embedder") as channel:
-        return await cluster.hashes(), await ranked(channel)
-
-
 @pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.timeout(7200)
@@ -41,13 +35,20 @@ async def test_both_ways_to_run_give_the_same_state_and_the_same_answers(engines
     papers = world.papers(DOCUMENTS)
     rows = DOCUMENTS - len(papers)
     requests = world.mixed(world.changes(CHANGES), papers, world.hotels(rows, rows))
+    told = world.conversations(CHANGES // 10)
     with cluster_in(engines, tmp_path / "cluster", world.CONFIG) as cluster:
         cluster.start()
         await world.Feeder(requests).feed(world.ingesters(cluster))
-        hashes, answers = await state(cluster)
-        assert await world.repeated_event_ids(cluster) == {}
+        await world.tell(cluster, told)
+        groups = await cluster.quiet(SETTLE_S)
+        world.assert_balanced(groups)
+        hashes = await cluster.hashes()
+        async with cluster.channel("embedder") as channel:
+            answers = await ranked(channel)
+        await world.assert_all_taken_in_once(cluster, groups)
         cluster.stop()
-    expected, expected_answers = await world.twin(tmp_path / "embedded", requests, ranked)
+    expected, expected_answers = await world.twin(tmp_path / "embedded", requests, told, ranked)
     assert hashes == expected
     different = [n for n, pair in enumerate(zip(answers, expected_answers, strict=True)) if pair[0] != pair[1]]
     assert not different, [(answers[n], expected_answers[n]) for n in different[:3]]
+    print(f"{len(answers)} questions have the same answers; inputs", world.inputs(groups))

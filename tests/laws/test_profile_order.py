@@ -1,6 +1,7 @@
 """Order: however changes and assignments are repeated, delayed, mixed and cut into batches, the same comes out."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -20,15 +21,30 @@ from tests.laws.profile_world import (
 
 @pytest.fixture(scope="module", params=["latest", "most_frequent"])
 def world(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[World]:
-    columns = ["crm.customers.a", "crm.orders.a", "crm.customers.b"]
-    made = World(tmp_path_factory.mktemp("world"), fields={"best": {"from": columns, "rule": request.param}})
+    made = World(tmp_path_factory.mktemp("world"), **rules(request.param))
     yield made
     made.close()
+
+
+def rules(rule: str) -> dict[str, Any]:
+    """A table [profile] with one declared field."""
+    columns = ["crm.customers.a", "crm.orders.a", "crm.customers.b"]
+    return {"fields": {"best": {"from": columns, "rule": rule}}}
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 @given(changes=CHANGES, assignments=ASSIGNMENTS, steps=STEPS, data=st.data())
 def test_documents_are_the_fold_of_the_final_rows_in_whatever_order_everything_came(
+    world: World,
+    changes: list[Change],
+    assignments: list[Assignment],
+    steps: list[tuple[str, int]],
+    data: st.DataObject,
+) -> None:
+    mixed(world, changes, assignments, steps, data)
+
+
+def mixed(
     world: World,
     changes: list[Change],
     assignments: list[Assignment],
@@ -57,6 +73,10 @@ def test_documents_are_the_fold_of_the_final_rows_in_whatever_order_everything_c
 def test_when_every_row_is_deleted_nothing_is_left(
     world: World, changes: list[Change], assignments: list[Assignment], steps: list[tuple[str, int]]
 ) -> None:
+    deleted(world, changes, assignments, steps)
+
+
+def deleted(world: World, changes: list[Change], assignments: list[Assignment], steps: list[tuple[str, int]]) -> None:
     tenant = world.new_tenant()
     gone = [Change("delete", entity, key) for entity in ENTITIES for key in (1, 2)]
     world.append(messages_of(tenant, [*changes, *gone], assignments))
@@ -64,13 +84,18 @@ def test_when_every_row_is_deleted_nothing_is_left(
         world.step(group, size)
     world.settle()
     assert world.documents(tenant) == world.published(tenant) == {}
-    names = world.database.reader.execute("SELECT * FROM profile_identifiers WHERE profile GLOB ?", (f"{tenant}\x1f*",))
-    assert names.fetchall() == []
+    assert not world.traces(tenant, "account") & {"profile_documents", "profile_identifiers"}
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 @given(changes=CHANGES, assignments=ASSIGNMENTS, merged=st.sets(st.sampled_from(["p1", "p2", "p3"])), data=st.data())
 def test_a_world_with_a_merge_and_its_unmerge_equals_the_world_that_never_merged(
+    world: World, changes: list[Change], assignments: list[Assignment], merged: set[str], data: st.DataObject
+) -> None:
+    unmerged(world, changes, assignments, merged, data)
+
+
+def unmerged(
     world: World, changes: list[Change], assignments: list[Assignment], merged: set[str], data: st.DataObject
 ) -> None:
     tenant = world.new_tenant()

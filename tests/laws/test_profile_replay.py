@@ -12,9 +12,8 @@ from tests.laws.profile_world import ASSIGNMENTS, CHANGES, STEPS, Assignment, Ch
 async def state_of(world: World) -> tuple[str, list[tuple[str, int]], list[int]]:
     """The state hash, the versions, and how much was published."""
     [store] = world.service.stores
-    reader = world.database.reader
-    versions = reader.execute("SELECT key, version FROM profile_documents ORDER BY key").fetchall()
-    return await store.hash(reader), versions, await world.log.end(topics.PROFILES)
+    versions = [(key, version) for key, version, _ in world.stored()]
+    return await store.hash(world.database.reader), versions, await world.log.end(topics.PROFILES)
 
 
 async def drop_and_replay(world: World) -> None:
@@ -40,17 +39,20 @@ def test_a_replay_gives_the_same_hash_the_same_versions_and_publishes_nothing_ne
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
-        messages = messages_of(world.new_tenant(), changes, assignments)
-        for message in messages:
-            world.append([message])
-            for group, size in steps[:2]:
-                world.step(group, size)
-        world.settle()
-        before = world.runner.run(state_of(world))
-        world.runner.run(drop_and_replay(world))
-        for group, size in steps:
-            world.step(group, size)
-        world.settle()
-        world.runner.run(finish(world))
-        assert world.runner.run(state_of(world)) == before
+        replayed(world, changes, assignments, steps)
         world.close()
+
+
+def replayed(world: World, changes: list[Change], assignments: list[Assignment], steps: list[tuple[str, int]]) -> None:
+    for message in messages_of(world.new_tenant(), changes, assignments):
+        world.append([message])
+        for group, size in steps[:2]:
+            world.step(group, size)
+    world.settle()
+    before = world.runner.run(state_of(world))
+    world.runner.run(drop_and_replay(world))
+    for group, size in steps:
+        world.step(group, size)
+    world.settle()
+    world.runner.run(finish(world))
+    assert world.runner.run(state_of(world)) == before
