@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check laws engines bench browser helm kube test-torch clean
+.PHONY: help setup demo up cluster test check laws engines bench browser helm kube test-torch clean
 
 help:       ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ demo: $(STAMP) ## Take the tour on shipped data
 
 up: $(STAMP) ## Run every service in one process
 	$(BIN)/headwater up
+
+cluster: $(STAMP) ## Run every service by itself on real engines, which are fetched and started; DATA=folder keeps them
+	$(BIN)/python -m tests.engines.cluster $(if $(DATA),--data $(DATA))
 
 test: $(STAMP) ## Run the quick tests
 	$(BIN)/python -m pytest -q

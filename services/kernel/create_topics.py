@@ -5,6 +5,7 @@ Topics that are there stay as they are. Exit status 0 when all are there.
 
 import asyncio
 
+from services.kernel import telemetry
 from services.kernel.errors import HeadwaterError, InvalidInputError
 from services.kernel.kafka_log import KafkaLog
 from services.kernel.kafka_settings import KafkaSettings
@@ -34,7 +35,9 @@ async def create(settings: Settings) -> int:
 def main() -> None:
     """Make the topics that the settings lead to."""
     try:
-        print(f"{asyncio.run(create(load()))} topics are there")  # noqa: T201 - the answer
+        settings = load()
+        telemetry.configure_logging(settings.log_level, as_json=settings.log_json)
+        print(f"{asyncio.run(create(settings))} topics are there")  # noqa: T201 - the answer
     except HeadwaterError as error:
         raise SystemExit(str(error)) from error
 

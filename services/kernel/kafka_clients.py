@@ -27,16 +27,10 @@ Ends = Callable[[Sequence[TopicPartition]], Awaitable[dict[TopicPartition, int]]
 class Reader:
     """Reads one partition, on from where it was or from elsewhere."""
 
-    def __init__(self, place: TopicPartition | None, ends: Ends | None = None) -> None:
-        """Wire it.
-
-        Args:
-            place: what it reads; a reader of no partition only tells of ends.
-            ends: how it learns where its partition ends, by the connection of somebody else: on its own, the answer
-                comes after that to its last fetch, which waits for records.
-        """
+    def __init__(self, place: TopicPartition | None) -> None:
+        """Wire it; a reader of no partition only tells of ends."""
         self.lock = asyncio.Lock()
-        self._place, self._ends, self._consumer = place, ends, None
+        self._place, self._consumer = place, None
         self._next = -1
         self._end = 0  # as last known
 
@@ -59,8 +53,15 @@ class Reader:
             self._consumer = consumer
         return self._consumer
 
-    async def read(self, connection: dict[str, Any], offset: int, max_records: int) -> list[Any]:
+    async def read(self, connection: dict[str, Any], offset: int, max_records: int, ends: Ends) -> list[Any]:
         """Return committed records from `offset` on, as aiokafka has them: at least one if there is one.
+
+        Args:
+            connection: how the cluster is reached.
+            offset: of the first one.
+            max_records: how many, at most.
+            ends: tells where partitions end, by a connection of its own: on this one, the answer would come behind
+                that to the last fetch, which waits for records.
 
         Raises:
             KafkaError: no broker answers.
@@ -68,7 +69,7 @@ class Reader:
         async with self.lock:
             consumer = await self._get(connection)
             if offset >= self._end:  # else there is something, without asking
-                self._end = (await self._ends([self._place]))[self._place]
+                self._end = (await ends([self._place]))[self._place]
                 if offset >= self._end:
                     return []
             if offset != self._next:

@@ -107,6 +107,8 @@ class _Lane:
         if progress.next_offset > self.group_at:
             self.inputs, self.tally = self.after(progress)
             self.group_at = progress.next_offset
+        if self.buffer and self.buffer[-1].offset < progress.next_offset:
+            self.buffer.clear()
         while self.buffer and self.buffer[0].offset < progress.next_offset:
             self.buffer.popleft()
         self.start = progress.next_offset

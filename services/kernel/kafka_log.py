@@ -298,12 +298,12 @@ class KafkaLog:
         if partition not in range(self.partitions(topic)):
             raise InvalidInputError(f"{topic!r} has no partition {partition}")
         place = (topic, partition)
-        reader = self._readers.setdefault(place, Reader(TopicPartition(self.named(topic), partition), self._ends))
+        reader = self._readers.setdefault(place, Reader(TopicPartition(self.named(topic), partition)))
         self._readers.move_to_end(place)
         idle = [other for other, each in self._readers.items() if other != place and not each.lock.locked()]
         for other in idle[: max(0, len(self._readers) - READERS_MAX)]:
             self.later(self._readers.pop(other).close())
-        raw: list[Any] = await self.asked(reader.read(self.connection, offset, max_records))
+        raw: list[Any] = await self.asked(reader.read(self.connection, offset, max_records, self._ends))
         sizes = [each.serialized_value_size for each in raw]
         if sum(sizes) >= max_bytes:
             raw = raw[: 1 + sum(size < max_bytes for size in itertools.accumulate(sizes))]

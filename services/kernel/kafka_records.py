@@ -61,12 +61,13 @@ def _usual_record_of(raw: Any, topic: str) -> Record | None:
     if (n0, n1, n2, n3, n4, n5, n6) != _USUAL or not (event_id and kind and time):
         return None
     try:
-        return Record._make((
+        fields = (
             topic, raw.partition, raw.offset, raw.key, raw.value, kind.decode(), event_id.decode(),
             _time_ms(time.decode(), raw.timestamp), EMPTY,
-        ))  # fmt: skip
+        )  # fmt: skip
     except UnicodeDecodeError:
         return None
+    return tuple.__new__(Record, fields)  # what `Record(*fields)` comes to, at half the time
 
 
 def _record_of(raw: Any, topic: str) -> Record:

@@ -2,14 +2,18 @@
 
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from services.kernel.log import Log
+from services.kernel.runner import Build
 from services.kernel.sqlite import Database
 from services.kernel.sqlite_log import SqliteLog
 from services.kernel.topics import TOPICS
+from tests.conftest import Running, RunService
 from tests.engines import Kafka, kafka_engine
 from tests.engines.kafka_tls import secure_kafka
 from tests.engines.mongo import MongoServer, mongo_engine
@@ -78,6 +82,17 @@ def store_engine(request: pytest.FixtureRequest) -> Tables:
     mongo: MongoServer = request.getfixturevalue("mongo_engine")
     tables = _kafka_tables(request.getfixturevalue("kafka_engine"))
     return tables | {"mongodb": {"uri": mongo.uri, "database": f"t{uuid.uuid4().hex}"}}
+
+
+def on(engines: Tables, run_service: RunService) -> RunService:
+    """Return what runs services with the settings of engines beside their own."""
+
+    def run(
+        *builds: Build, settings_tables: Tables | None = None, data: Path | None = None
+    ) -> AbstractAsyncContextManager[Running]:
+        return run_service(*builds, settings_tables={**engines, **(settings_tables or {})}, data=data)
+
+    return run
 
 
 def _kafka_tables(kafka: Kafka) -> Tables:

@@ -131,8 +131,9 @@ def test_the_chart_lints(case: str) -> None:
 def conform(rendered: str) -> subprocess.CompletedProcess[str]:
     """Compare with the schemas of Kubernetes."""
     location = TOOLS / "schemas/{{ .ResourceKind }}{{ .KindSuffix }}.json"
+    options = ["-skip", "PodMonitor", "-strict", "-summary", "-output", "json", "-schema-location", str(location)]
     return subprocess.run(
-        [TOOLS / "bin/kubeconform", "-strict", "-summary", "-output", "json", "-schema-location", location, "-"],
+        [TOOLS / "bin/kubeconform", *options, "-"],
         input=rendered, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
 
@@ -141,7 +142,8 @@ def test_kubernetes_knows_every_field(case: str) -> None:
     rendered = run("template", "release", "--namespace", "context", values=CASES[case]).stdout
     done = conform(rendered)
     assert done.returncode == 0, done.stdout
-    assert json.loads(done.stdout)["summary"]["valid"] == len(objects(rendered))  # it passes what it does not see
+    known = [each for each in objects(rendered) if each["kind"] != "PodMonitor"]  # which the Prometheus Operator brings
+    assert json.loads(done.stdout)["summary"]["valid"] == len(known)  # it passes what it does not see
     assert conform(rendered.replace("clusterIP:", "clusterIp:")).returncode != 0
 
 
@@ -276,7 +278,7 @@ def test_headwater_reads_what_the_chart_configures(case: str, tmp_path: Path) ->
         assert settings.data == Path("/data")
         ports = {port["name"]: port["containerPort"] for port in container(deployment)["ports"]}
         assert settings.grpc_address == f"0.0.0.0:{ports['grpc']}"
-        assert settings.http_address == f"0.0.0.0:{ports.get('http', 8080)}"
+        assert settings.http_address == f"0.0.0.0:{ports['http']}"
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
@@ -445,8 +447,7 @@ def test_only_the_release_may_reach_it_and_it_reaches_no_more_than_it_needs() ->
     for name, engines in ports.items():
         policy = one(found, "NetworkPolicy", name)["spec"]
         assert policy["policyTypes"] == ["Ingress", "Egress"]
-        http = [{"port": "http"}] if name == "ingest" else []
-        assert policy["ingress"] == [{"from": [within], "ports": [{"port": "grpc"}, *http]}]
+        assert policy["ingress"] == [{"from": [within], "ports": [{"port": "grpc"}, {"port": "http"}]}]
         assert policy["egress"] == [
             {"to": [within], "ports": [{"port": 7070, "protocol": "TCP"}]},
             {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
@@ -458,6 +459,26 @@ def test_only_the_release_may_reach_it_and_it_reaches_no_more_than_it_needs() ->
     assert {each["spec"]["type"] for each in found if each["kind"] == "Service" and not is_headless(each)} == {
         "ClusterIP"
     }
+
+
+def test_metrics_of_every_pod_are_gathered_by_whoever_is_let_in() -> None:
+    found = render(CASES["everything that can be set"])
+    (monitor,) = [each for each in found if each["kind"] == "PodMonitor"]
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint == {"port": "http", "path": "/metrics", "interval": "1m"}
+    outside = {"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}
+    for name, deployment in deployments(found).items():
+        template = deployment["spec"]["template"]
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        (port,) = [each["containerPort"] for each in container(deployment)["ports"] if each["name"] == "http"]
+        told = {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": "/metrics"}
+        assert told.items() <= template["metadata"]["annotations"].items()
+        ingress = one(found, "NetworkPolicy", name)["spec"]["ingress"]
+        assert {"from": [outside], "ports": [{"port": "http"}]} in ingress
+    quiet = cluster()
+    assert not any(each["kind"] == "PodMonitor" for each in quiet)
+    assert "prometheus.io" not in str(quiet)
 
 
 def test_the_way_to_the_engines_can_be_narrowed() -> None:

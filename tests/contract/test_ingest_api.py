@@ -1,6 +1,7 @@
-"""IngestService through real gRPC on a real embedded installation: what is acknowledged is in the log."""
+"""IngestService through real gRPC: what is acknowledged is in the log, the embedded one and Kafka."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -15,12 +16,20 @@ from headwater.ingest.v1 import events_pb2, service_pb2, service_pb2_grpc
 from services.ingest.app import build
 from services.kernel import topics
 from services.kernel.log import Log, Record, decode_token, key_of
+from services.kernel.settings import Settings
 from services.kernel.sqlite import Database
 from services.kernel.sqlite_log import SqliteLog
 from tests.conftest import Running, RunService
+from tests.contract.conftest import Tables, on
 
 SAMPLES = Path(__file__).parents[1] / "data" / "ingest" / "debezium"
 PARTITIONS = 4
+
+
+@pytest.fixture
+def run_service(run_service: RunService, log_engine: Tables) -> RunService:
+    """Run services with each adapter of the log."""
+    return on(log_engine, run_service)
 
 
 @pytest.fixture
@@ -36,9 +45,12 @@ def stub(running: Running) -> Any:
 
 async def records(log: Log, topic: str) -> list[Record]:
     """All records of a topic, partition by partition."""
-    found = []
+    found: list[Record] = []
     for partition in range(log.partitions(topic)):
-        found += await log.read(topic, partition, 0, max_records=1_000_000, max_bytes=1 << 40)
+        offset = 0
+        while some := await log.read(topic, partition, offset):
+            offset = some[-1].offset + 1
+            found += some
     return found
 
 
@@ -188,16 +200,30 @@ async def test_what_was_acknowledged_outlives_the_process(run_service: RunServic
         stub: Any = service_pb2_grpc.IngestServiceStub(running.channel)
         await push(stub, *(service_pb2.PushRequest(changes=[change(n)]) for n in range(10)))
         await push_raw(stub, [native(n) for n in range(100, 110)])
-        # The files as another process would find them now, had this one been killed.
+        # The log as another process would find it now, had this one been killed.
         (tmp_path / "two").mkdir()
         for file in (tmp_path / "one").glob("headwater.db*"):
             (tmp_path / "two" / file.name).write_bytes(file.read_bytes())
-        database = Database(tmp_path / "two")
-        try:
-            found = await changes(SqliteLog(database))
-        finally:
-            database.close()
+        async with log_of(running.platform.settings, tmp_path / "two") as log:
+            found = await changes(log)
     assert len(found) == 20
+
+
+@contextlib.asynccontextmanager
+async def log_of(settings: Settings, data: Path) -> AsyncIterator[Log]:
+    """Open the log of an installation a second time."""
+    if not (table := settings.table("kafka")):
+        database = Database(data)
+        yield SqliteLog(database)
+        database.close()
+        return
+    from services.kernel.kafka_log import KafkaLog
+    from services.kernel.kafka_settings import KafkaSettings
+
+    log = KafkaLog(KafkaSettings.from_config(table))
+    await log.start()
+    yield log
+    await log.close()
 
 
 # PushRaw ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,14 @@ from headwater.ingest.v1 import events_pb2, service_pb2, service_pb2_grpc
 from services.ingest.app import build
 from services.kernel import topics
 from tests.conftest import RunService
+from tests.contract.conftest import Tables, on
 from tests.unit.ingest.test_avro import TEXTS, envelope
+
+
+@pytest.fixture
+def run_service(run_service: RunService, log_engine: Tables) -> RunService:
+    """Run services with each adapter of the log."""
+    return on(log_engine, run_service)
 
 
 class Registry:

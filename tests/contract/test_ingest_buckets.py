@@ -19,11 +19,18 @@ from headwater.ingest.v1 import events_pb2, service_pb2, service_pb2_grpc
 from services.ingest.app import build
 from services.kernel import topics
 from tests.conftest import Running, RunService
+from tests.contract.conftest import Tables, on
 
 pytestmark = pytest.mark.slow
 BUCKET = "policies"
 PUT, DELETE = events_pb2.DOCUMENT_OPERATION_PUT, events_pb2.DOCUMENT_OPERATION_DELETE
 Document = events_pb2.DocumentChange
+
+
+@pytest.fixture
+def run_service(run_service: RunService, log_engine: Tables) -> RunService:
+    """Run services with each adapter of the log."""
+    return on(log_engine, run_service)
 
 
 @pytest.fixture(scope="module")

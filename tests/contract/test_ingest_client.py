@@ -24,8 +24,15 @@ from services.kernel.log import decode_token
 from services.kernel.settings import DOCUMENT_BYTES, DOCUMENT_BYTES_MAX
 from services.rag_gateway.http_api import build_http
 from tests.conftest import Running, RunService
+from tests.contract.conftest import Tables, on
 
 SAMPLES = Path(__file__).parents[1] / "data" / "ingest" / "debezium"
+
+
+@pytest.fixture
+def run_service(run_service: RunService, log_engine: Tables) -> RunService:
+    """Run services with each adapter of the log."""
+    return on(log_engine, run_service)
 
 
 @pytest.fixture

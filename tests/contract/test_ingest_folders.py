@@ -1,4 +1,7 @@
-"""Watched folders on a real file system: documents in the log equal the files, whatever happens in between."""
+"""Watched folders on a real file system: documents in the log equal the files, whatever happens in between.
+
+What is known of the files is in the local database; the log is the embedded one, or Kafka.
+"""
 
 import asyncio
 import contextlib
@@ -17,9 +20,12 @@ from services.ingest.folder_source import FolderSource
 from services.ingest.folder_store import SCHEMA
 from services.ingest.settings import Settings
 from services.kernel import topics
+from services.kernel.log import Log, Record
 from services.kernel.positions import newer
 from services.kernel.sqlite import Database
 from services.kernel.sqlite_log import SqliteLog
+from tests.contract.conftest import Tables
+from tests.contract.test_ingest_api import records
 
 PUT, DELETE = events_pb2.DOCUMENT_OPERATION_PUT, events_pb2.DOCUMENT_OPERATION_DELETE
 PATIENCE_S = 20.0
@@ -28,7 +34,7 @@ PATIENCE_S = 20.0
 class Watched:
     """A folder, what the log says of it, and the watcher."""
 
-    def __init__(self, root: Path, database: Database, log: SqliteLog) -> None:
+    def __init__(self, root: Path, database: Database, log: Log) -> None:
         self.root, self.database, self.log = root, database, log
         database.migrate("ingest", SCHEMA)
 
@@ -56,11 +62,17 @@ class Watched:
             await asyncio.gather(task, return_exceptions=True)
 
     async def events(self) -> list[events_pb2.DocumentChange]:
-        found: list[events_pb2.DocumentChange] = []
-        for partition in range(self.log.partitions(topics.DOCUMENTS)):
-            records = await self.log.read(topics.DOCUMENTS, partition, 0, max_records=100_000, max_bytes=1 << 40)
-            found += [events_pb2.DocumentChange.FromString(record.value or b"") for record in records]
+        found = [
+            events_pb2.DocumentChange.FromString(record.value or b"") for record in await self.records(topics.DOCUMENTS)
+        ]
         return sorted(found, key=lambda event: event.position)
+
+    async def records(self, topic: str) -> list[Record]:
+        """All records of a topic, with those that are on their way from the local database to it."""
+        if not isinstance(self.log, SqliteLog):
+            while self.database.reader.execute("SELECT count(*) FROM outbox").fetchone() != (0,):
+                await asyncio.sleep(0.005)
+        return await records(self.log, topic)
 
     async def documents(self) -> dict[str, str]:
         """The newest content of each document, as one who reads the log has it."""
@@ -88,10 +100,32 @@ class Watched:
 
 
 @pytest.fixture
-def watched(tmp_path: Path, database: Database, log: SqliteLog) -> Watched:
+async def watched(tmp_path: Path, database: Database, log_engine: Tables) -> AsyncIterator[Watched]:
     root = tmp_path / "files"
     root.mkdir()
-    return Watched(root, database, log)
+    async with opened(log_engine, database) as log:
+        yield Watched(root, database, log)
+
+
+@contextlib.asynccontextmanager
+async def opened(tables: Tables, database: Database) -> AsyncIterator[Log]:
+    """The log of an installation, with what publishes for its local database."""
+    if not tables:
+        log = SqliteLog(database)
+        await log.create_topics(topics.TOPICS)
+        yield log
+        return
+    from services.kernel.kafka_log import KafkaLog
+    from services.kernel.kafka_settings import KafkaSettings
+
+    kafka = KafkaLog(KafkaSettings.from_config(tables["kafka"]), database)
+    await kafka.start()
+    await kafka.create_topics(topics.TOPICS)
+    relay = asyncio.create_task(kafka.relay())
+    yield kafka
+    relay.cancel()
+    await asyncio.gather(relay, return_exceptions=True)
+    await kafka.close()
 
 
 async def test_what_is_there_at_first_is_published_once(watched: Watched) -> None:
@@ -337,7 +371,7 @@ async def test_a_bad_line_in_a_file_of_documents_goes_to_dead_letters(watched: W
     watched.write("faq.jsonl", line(1, "one") + "nonsense\n" + line(2, "two"))
     await watched.source().reconcile()
     assert len(await watched.documents()) == 2
-    (record,) = await watched.log.read(topics.DEAD_LETTERS, 0, 0)
+    (record,) = await watched.records(topics.DEAD_LETTERS)
     letter = common_pb2.DeadLetter.FromString(record.value or b"")
     assert (letter.value, letter.origin) == (b"nonsense", f"{watched.root}/faq.jsonl:2")
 
@@ -353,7 +387,7 @@ async def test_a_crash_at_any_write_is_made_good_by_the_next_start(watched: Watc
 
     class CrashError(Exception): ...
 
-    emitted = watched.log._append
+    emitted = watched.database._appender
     fuse = 0
 
     def append(unit: Any, messages: Any) -> None:

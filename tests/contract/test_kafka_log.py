@@ -289,3 +289,48 @@ async def test_what_cannot_be_appended_is_refused_before_anything_is(open_kafka:
     assert len((await member.poll(10, BYTES)).records[0].value or b"") == 17 << 20
     with pytest.raises(InvalidInputError, match="longer"):
         await log.append([Message(CHANGES, b"k", b"x" * (32 << 20), "test", 1)])
+
+
+@pytest.mark.parametrize("records", [3, 500])  # sent one by one, and in batches
+async def test_appends_at_the_same_time_keep_the_order_of_each_and_tell_where_they_end(
+    open_kafka: OpenKafka, records: int
+) -> None:
+    log = await open_kafka()
+    value = b"v" * 2048
+
+    async def append(number: int) -> list[int]:
+        reached = []
+        for start in range(0, 2 * records, records):
+            messages = [
+                Message(RATINGS, f"{number}".encode(), b"%d %s" % (n, value), "test", n, partition=n % 2)
+                for n in range(start, start + records)
+            ]
+            position = await log.append(messages)
+            reached += [place.offset for place in position.offsets if place.partition == 0]
+        return reached
+
+    reached = await asyncio.gather(*(append(number) for number in range(4)))
+    for partition in range(2):
+        found = defaultdict(list)
+        offset = 0
+        while read := await log.read(RATINGS, partition, offset):
+            for record in read:
+                found[record.key].append(record)
+            offset = read[-1].offset + 1
+        for number in range(4):
+            mine = found[f"{number}".encode()]
+            assert [each.timestamp_ms for each in mine] == list(range(partition, 2 * records, 2))
+            if partition == 0:
+                assert reached[number] == [mine[len(mine) // 2 - 1 + records % 2].offset + 1, mine[-1].offset + 1]
+
+
+async def test_of_many_records_with_one_that_is_too_long_none_of_its_partition_is_appended(
+    open_kafka: OpenKafka,
+) -> None:
+    log = await open_kafka()
+    messages = [Message(RATINGS, b"k", b"v", "test", 1, partition=0) for _ in range(100)]
+    with pytest.raises(InvalidInputError, match="longer"):
+        await log.append([*messages, messages[0]._replace(value=b"v" * (64 << 20))])
+    assert (await log.end(RATINGS))[0] == 0
+    await log.append(messages)
+    assert (await log.end(RATINGS))[0] == 100

@@ -13,9 +13,8 @@ from services.kernel.freshness import Sighting, Sightings
 from services.kernel.log import Message, PartitionLostError, Progress, Tally
 from services.kernel.mongo_ledger import PRESENT, MongoLedger, Write
 from services.kernel.mongodb import Mongo, MongoSettings
-from tests.engines.mongo import MongoServer, mongo_engine
+from tests.engines.mongo import MongoServer
 
-__all__ = ["mongo_engine"]
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
 OUT = Message("out", b"k\xff", b"v", "t", 5, None, "id-1", {"traceparent": "x"})
@@ -112,6 +111,40 @@ async def test_large_batches_are_kept_in_pieces(mongo: Mongo) -> None:
     assert await (await ledger_of(mongo)).pending("g", "in", 0) == batch(1, 2, outputs=(large,))
     assert await things(mongo) == {str(n): n for n in range(4)}
     await ledger.save(await ledger.head("g", 0), batch(2, 3), [])
+    assert await mongo.find("test_journal", {}) == []
+
+
+async def test_a_store_may_begin_where_the_group_stands(mongo: Mongo) -> None:
+    ledger, other = await ledger_of(mongo), await ledger_of(mongo)
+    await ledger.save(await ledger.head("g", 0), batch(0, 3), [])
+    await asyncio.gather(
+        *(each.start_at("g", {("in", 0): 7, ("in", 1): 7, ("more", 0): 7}) for each in (ledger, other))
+    )
+    assert await ledger.reached("g") == {("in", 0): 3, ("in", 1): 7, ("more", 0): 7}
+    assert await other.pending("g", "in", 1) == batch(7, 7, outputs=())._replace(partition=1)
+    await other.save(await other.head("g", 1), batch(7, 8)._replace(partition=1), [])
+
+
+async def test_an_amendment_waits_for_what_came_before_to_be_published_and_leaves_nothing_of_it(mongo: Mongo) -> None:
+    ledger, other = await ledger_of(mongo), await ledger_of(mongo)
+    secret = OUT._replace(value=b"secret" * (1 << 20))
+    await ledger.save(await ledger.head("g", 0), batch(0, 5, outputs=(secret,)), [Write("things", "a", {"n": 1})])
+    late = await ledger.head("g", 0)
+    reached = {("in", 0): 4}
+
+    async def published() -> dict[tuple[str, int], int]:
+        reached["in", 0] += 1  # it is, when it is looked at the second time
+        return {("in", 0): reached["in", 0] - 1}
+
+    async def gone() -> list[Write]:
+        return [Write("things", name, None) for name in await things(mongo)]
+
+    await other.amend("g", 0, gone, published)
+    assert reached == {("in", 0): 6}
+    assert await things(mongo) == {}
+    with pytest.raises(PartitionLostError):
+        await ledger.save(late, batch(5, 6), [Write("things", "a", {"n": 2})])
+    assert await ledger.pending("g", "in", 0) == batch(0, 5, outputs=())
     assert await mongo.find("test_journal", {}) == []
 
 

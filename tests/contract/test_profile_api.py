@@ -19,7 +19,7 @@ from services.kernel.log import Message, Record, message_of, position_of
 from services.kernel.service import Platform, Service
 from services.profile.app import build
 from tests.conftest import Running, RunService
-from tests.contract.conftest import Tables
+from tests.contract.conftest import Tables, on
 from tests.engines.mongo import documents_in
 from tests.unit.profile.examples import T0_MS, assigned, change
 
@@ -38,8 +38,8 @@ STORY = [
 class Profiles:
     """The service under test, its log, and a client."""
 
-    def __init__(self, running: Running, tables: Tables) -> None:
-        self.mongodb = tables.get("mongodb")
+    def __init__(self, running: Running) -> None:
+        self.mongodb = running.platform.settings.table("mongodb")
         self.channel, self.log, self.runtime = running.channel, running.platform.log, running.runtime
         self.platform = running.platform
         self.stub = service_pb2_grpc.ProfileServiceStub(running.channel)
@@ -61,7 +61,7 @@ class Profiles:
     def holding(self, text: str) -> set[str]:
         """The tables, or collections, and files of the service in which a text is, as it is."""
         found = {path.name for path in self.platform.database.folder.iterdir() if text.encode() in path.read_bytes()}
-        if self.mongodb is not None:
+        if self.mongodb:
             documents = documents_in(self.mongodb["uri"], self.mongodb["database"])
             return found | {name for name, raw in documents if text.encode() in raw}
         reader = self.platform.database.reader
@@ -80,19 +80,18 @@ Start = Callable[..., Awaitable[Profiles]]
 
 
 @pytest.fixture
-def engines(store_engine: Tables) -> Tables:
-    """The settings of the engines, and of a cluster's identity resolution: that is away."""
-    return {"peers": {"identity_graph": "127.0.0.1:1"}, **store_engine}
+def run_service(run_service: RunService, store_engine: Tables) -> RunService:
+    """Run services with each adapter of the log and the stores; a cluster's identity resolution is away."""
+    return on({"peers": {"identity_graph": "127.0.0.1:1"}, **store_engine}, run_service)
 
 
 @pytest.fixture
-async def start(run_service: RunService, engines: Tables) -> AsyncIterator[Start]:
+async def start(run_service: RunService) -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
         async def run(*others: Callable[[Platform], Service], **table: Any) -> Profiles:
-            tables = {"profile": table, **engines}
-            running = await stack.enter_async_context(run_service(build, *others, settings_tables=tables))
-            return Profiles(running, engines)
+            running = await stack.enter_async_context(run_service(build, *others, settings_tables={"profile": table}))
+            return Profiles(running)
 
         yield run
 
@@ -300,14 +299,13 @@ async def test_a_rebuild_brings_back_the_same_state_and_the_same_versions_and_pu
 
 
 async def test_a_rebuild_after_a_change_of_rules_publishes_what_came_out_otherwise(
-    run_service: RunService, engines: Tables, tmp_path: Path
+    run_service: RunService, tmp_path: Path
 ) -> None:
-    async with run_service(build, data=tmp_path / "data", settings_tables=engines) as running:
-        await Profiles(running, engines).feed(*STORY)
+    async with run_service(build, data=tmp_path / "data") as running:
+        await Profiles(running).feed(*STORY)
     fields = {"name": {"from": ["crm.customers.name", "web.customers.name"], "rule": "most_trusted"}}
-    tables = {"profile": {"fields": fields}, **engines}
-    async with run_service(build, data=tmp_path / "data", settings_tables=tables) as running:
-        profiles = Profiles(running, engines)
+    async with run_service(build, data=tmp_path / "data", settings_tables={"profile": {"fields": fields}}) as running:
+        profiles = Profiles(running)
         operations = operations_pb2_grpc.OperationsServiceStub(profiles.channel)
         before = (await profiles.get("profile", "p-ada")).profile
         published = len(await profiles.published())
@@ -335,7 +333,7 @@ def erasure(*records: str, time_ms: int = T0_MS + 100_000) -> Message:
 async def acknowledged(profiles: Profiles) -> dict[str, common_events.ErasureDone]:
     """The acknowledgements of the service, and embedded of the log, once they are there."""
     # In a cluster all services have to answer before the log does.
-    expected = {"profile", "log"} if profiles.mongodb is None else {"profile"}
+    expected = {"profile"} if profiles.mongodb else {"profile", "log"}
     while True:
         records = await profiles.log.read(topics.ERASURES_DONE, 0, 0)
         found = {done.service: done for done in (common_events.ErasureDone.FromString(r.value or b"") for r in records)}

@@ -20,11 +20,9 @@ from services.kernel.log import encode_token, key_of, message_of
 from services.rag_gateway.app import build
 from tests.conftest import Running, RunService
 from tests.engines import Kafka
-from tests.engines.mongo import MongoServer, mongo_engine
+from tests.engines.mongo import MongoServer
 from tests.unit.rag_gateway.llm_server import LlmServer, Script, refuses, streams
 from tests.unit.rag_gateway.peer_doubles import Document, World
-
-__all__ = ["mongo_engine"]
 
 REFUNDS = Document(
     "policies/refunds.md",

@@ -28,9 +28,7 @@ from services.kernel.topics import TOPICS
 from services.rag_gateway.conversations import ERASURE_GROUP, TURNS_GROUP, Erased, decide_erasure, decide_turn
 from services.rag_gateway.mongo_store import PLANS, TURNS, MongoErasures, MongoTurns
 from services.rag_gateway.sqlite_store import SqliteErasures, SqliteTurns
-from tests.engines.mongo import MongoServer, mongo_engine
-
-__all__ = ["mongo_engine"]
+from tests.engines.mongo import MongoServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 PEOPLE = ("p1", "p2", "p3")

@@ -60,6 +60,11 @@ CASES: Mapping[str, Mapping[str, Any]] = {
             "filesSecret": "search-ca",
         },
         "networkPolicy": {"engines": [{"namespaceSelector": {"matchLabels": {"engines": "yes"}}}]},
+        "metrics": {
+            "annotations": True,
+            "podMonitor": {"enabled": True, "interval": "1m", "labels": {"release": "prometheus"}},
+            "from": [{"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}],
+        },
         "topics": {"deadlineSeconds": 60, "resources": {"limits": {"memory": "512Mi"}}},
         "defaults": {
             "replicas": 3,

@@ -238,14 +238,19 @@ class World:
         if not self.runner.run(self.log.lag(group, loop.processor.topics)):
             return False
 
-        async def take() -> None:
-            batch = await self.consumers[group].poll(size, 1 << 20)
+        async def take() -> bool:
+            polling = asyncio.ensure_future(self.consumers[group].poll(size, 1 << 20))
+            while not (await asyncio.wait({polling}, timeout=0.2))[0]:
+                # The log may have told of a lag only because it did not know yet where the store stands.
+                if not await self.log.lag(group, loop.processor.topics):
+                    polling.cancel()
+                    return False
             loop._resume.clear()  # where it has to wait, it does not: the batch is taken again later
-            await loop._handle(self.consumers[group], batch)
+            await loop._handle(self.consumers[group], polling.result())
             loop.resume()
+            return True
 
-        self.runner.run(take())
-        return True
+        return self.runner.run(take())
 
     def settle(self, size: int = 500) -> None:
         """Let all processors work until nothing is left to do."""
