@@ -28,7 +28,7 @@ def mongo_adapters(platform: Platform, decider: Decider, model: Embedder, index:
     jobs = MongoJobs(mongo, platform.log, clock, provider=provider)
     knowledge = MongoKnowledge(mongo, ledger, platform.log, index)
     upkeep = MongoUpkeep(mongo, index, jobs, clock)
-    documents.on_saved = jobs.came_back
+    documents.on_told = jobs.came_back
     documents.on_hints = upkeep.wake
 
     async def start() -> None:

@@ -72,7 +72,7 @@ class MongoChunks:
             key, done, document["life"], document["occurred_ms"], quiet=document["job"]["quiet"], title=cut.title,
             chunks=len(cut.chunks), embedded=embedded, source=visibility.source, access=visibility.access,
         )  # fmt: skip
-        await self._jobs.hand_in(message, key)
+        await self._jobs.hand_in(message, job)
         return True
 
     async def _put(

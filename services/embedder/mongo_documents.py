@@ -71,7 +71,7 @@ class MongoDocuments:
         self._provider, self._clock = provider, clock
         self.on_work: Callable[[], None] = nothing
         self.on_hints: Callable[[], None] = nothing
-        self.on_saved: Callable[[Collection[Key]], None] = lambda _: None  # documents, whatever became of them
+        self.on_told: Callable[[Collection[Key]], None] = lambda _: None  # documents whose results were taken in
 
     async def start(self) -> None:
         """Make the indexes."""
@@ -153,7 +153,7 @@ class MongoDocuments:
         hints = self._hints(state, slot, gone | {key for key in new if key in state.loaded})
         writes += hints
         await self._ledger.save(head, progress, writes, state.sightings)
-        self.on_saved(state.changed | gone)
+        self.on_told(state.told)
         if hints:
             self.on_hints()
         if any(state.documents[key].waits for key in state.changed):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from headwater.common.v1 import common_pb2
 from headwater.embedder.v1 import events_pb2
 from services.embedder.events import GROUP, job_proto
 from services.embedder.mongo_documents import DOCUMENTS, HINTS, OPEN, key_of_name, name_of
@@ -37,6 +38,30 @@ class Doing(NamedTuple):
     life: int
 
 
+class HandedIn:
+    """Jobs whose results are on their way: left alone until these come back, or are too long away. Pure."""
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[Doing, str], float] = {}
+
+    def add(self, job: Job, now: float) -> None:
+        """Take note that a result was told at a time, in seconds of any clock."""
+        self._until[_doing(job), job.version] = now + HANDED_IN_S
+
+    def came_back(self, keys: Collection[Key]) -> None:
+        """Take note of documents whose results have been taken in, or are void."""
+        self._until = {each: until for each, until in self._until.items() if each[0].key not in keys}
+
+    def hold(self, job: Job) -> bool:
+        """Whether the result of just this work is on its way."""
+        return (job.key, job.version) in self._until
+
+    def pending(self, now: float) -> int:
+        """Return how many there are; those that are too long away are given up."""
+        self._until = {each: until for each, until in self._until.items() if until > now}
+        return len(self._until)
+
+
 class MongoJobs:
     """Implements `Jobs`."""
 
@@ -50,7 +75,7 @@ class MongoJobs:
             provider: the embedding model's id.
         """
         self._mongo, self._log, self._clock, self._provider = mongo, log, clock, provider
-        self._handed_in: dict[Key, float] = {}  # until when their results are waited for
+        self._handed_in = HandedIn()
 
     def mine(self) -> list[int]:
         """Return the numbers of the partitions that this worker has."""
@@ -63,12 +88,12 @@ class MongoJobs:
         mine = self.mine()
         if not mine or self._provider in blocked:
             return []
-        busy = self._busy(running)
+        more = len(running) + self._handed_in.pending(time.monotonic())
         jobs = []
         for lane in Lane:
             wanted = {"slot": {"$in": mine}, "job.lane": lane.value, **OPEN}
-            found = await self._first(wanted | {"job.due_at": {"$lte": now}}, limit + len(busy), "job.due_at", _FIELDS)
-            jobs += [job for job in map(self._job, found) if job.key not in running and _key(job) not in busy][:limit]
+            found = await self._first(wanted | {"job.due_at": {"$lte": now}}, limit + more, "job.due_at", _FIELDS)
+            jobs += self._idle(found, running)[:limit]
         return jobs
 
     async def next_due_at(self, running: Collection[Hashable], blocked: Collection[str]) -> float:
@@ -76,20 +101,20 @@ class MongoJobs:
         mine, again = self.mine(), self._clock() + LOOK_AGAIN_S
         if not mine or self._provider in blocked:
             return again
-        busy = self._busy(running)
-        found = await self._first({"slot": {"$in": mine}, **OPEN}, 1 + len(busy), "job.due_at", _FIELDS)
-        return min([job.due_at for job in map(self._job, found) if _key(job) not in busy] + [again])
+        more = len(running) + self._handed_in.pending(time.monotonic())
+        found = await self._first({"slot": {"$in": mine}, **OPEN}, 1 + more, "job.due_at", _FIELDS)
+        return min([job.due_at for job in self._idle(found, running)] + [again])
 
-    def _busy(self, running: Collection[Hashable]) -> set[Key]:
-        now = time.monotonic()
-        self._handed_in = {key: until for key, until in self._handed_in.items() if until > now}
-        return {*self._handed_in, *(doing.key for doing in running if isinstance(doing, Doing))}
+    def _idle(self, found: Sequence[Mapping[str, Any]], running: Collection[Hashable]) -> list[Job]:
+        """Return the jobs that nobody does: of a document whose former life is being worked on, neither."""
+        busy = {doing.key for doing in running if isinstance(doing, Doing)}
+        return [job for job in map(self._job, found) if _key(job) not in busy and not self._handed_in.hold(job)]
 
     async def record(self, jobs: Sequence[Job]) -> None:
         """Tell how failed jobs stand."""
         await self._tell(jobs)
 
-    async def _tell(self, jobs: Sequence[Job]) -> Any:
+    async def _tell(self, jobs: Sequence[Job]) -> common_pb2.Position:
         names = [name_of(_key(job)) for job in jobs]
         found = await self._mongo.find(DOCUMENTS, {"_id": {"$in": names}, **PRESENT}, ["job"])
         quiet = {key_of_name(each["_id"]): bool((each["job"] or {}).get("quiet")) for each in found}
@@ -97,22 +122,24 @@ class MongoJobs:
         messages = [
             result_message(_key(job), job, _doing(job).life, now_ms, quiet=quiet.get(_key(job), True)) for job in jobs
         ]
-        position = await self._log.append(messages, from_outside=False)
-        self._hand_in([_key(job) for job in jobs])
-        return position
+        return await self._hand_in(messages, jobs)
 
-    async def hand_in(self, message: Message, key: Key) -> None:
+    async def hand_in(self, message: Message, job: Job) -> None:
         """Tell the result of a job that is done."""
-        await self._log.append([message], from_outside=False)
-        self._hand_in([key])
+        await self._hand_in([message], [job])
 
-    def _hand_in(self, keys: Collection[Key]) -> None:
-        self._handed_in |= dict.fromkeys(keys, time.monotonic() + HANDED_IN_S)
+    async def _hand_in(self, messages: Sequence[Message], jobs: Sequence[Job]) -> common_pb2.Position:
+        for job in jobs:  # before: a result may come back before its acknowledgement
+            self._handed_in.add(job, time.monotonic())
+        try:
+            return await self._log.append(messages, from_outside=False)
+        except BaseException:
+            self.came_back([_key(job) for job in jobs])
+            raise
 
     def came_back(self, keys: Collection[Key]) -> None:
-        """Take note that documents were saved: their results have come back, or are void."""
-        for key in keys:
-            self._handed_in.pop(key, None)
+        """Take note of documents whose results have been taken in, or are void."""
+        self._handed_in.came_back(keys)
 
     async def assignment(self, job: Job) -> Assignment | None:
         """Return what a job is to do; None when it is not wanted any more."""

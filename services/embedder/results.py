@@ -46,6 +46,7 @@ def decide(state: WorkingSet, result: events_pb2.EmbeddingResult, at_ms: int) ->
     told = result.job
     key, job = Key(told.tenant, told.document_id), _job(told)
     document = state.documents.get(key)
+    state.told.add(key)
     is_done = job.state is JobState.DONE
     wanted = document is not None and (document.row_id, document.wanted) == (result.document, job.version)
     # What can be found already is only embedded again where another model has come.

@@ -119,6 +119,7 @@ class WorkingSet:
         removed: stored ones that have to go, by their `row_id`.
         work: what the accepted documents are made of.
         jobs: what became of work that others did.
+        told: documents whose results were taken in, wanted or not.
         reshown: documents that the index shows to others than it should.
         tidy: documents of which the index may hold more than can be found.
         head: where the store stood when this was loaded, for stores that need it.
@@ -138,6 +139,7 @@ class WorkingSet:
     removed: list[int] = field(default_factory=list)
     work: dict[Key, Work] = field(default_factory=dict)
     jobs: dict[Key, Job] = field(default_factory=dict)
+    told: set[Key] = field(default_factory=set)
     reshown: set[Key] = field(default_factory=set)
     tidy: set[Key] = field(default_factory=set)
     head: Any = None

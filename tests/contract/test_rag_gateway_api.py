@@ -401,11 +401,13 @@ async def erase(running: Running, profile_id: str) -> common_events_pb2.ErasureD
     )
     log = running.platform.log
     await log.append([message_of(topics.ERASURES, b"e1", request, 1)])
-    await settled(running)
-    for record in await log.read(topics.ERASURES_DONE, 0, 0):
-        done = common_events_pb2.ErasureDone.FromString(record.value or b"")
-        if done.service == "rag_gateway":
-            return done
+    seen = 0  # a transaction that is committed may be readable a little later
+    while await log.wait_for([topics.ERASURES_DONE], {(topics.ERASURES_DONE, 0): seen}, 20.0):
+        for record in await log.read(topics.ERASURES_DONE, 0, seen):
+            seen = record.offset + 1
+            done = common_events_pb2.ErasureDone.FromString(record.value or b"")
+            if done.service == "rag_gateway":
+                return done
     raise AssertionError("the gateway did not acknowledge")
 
 

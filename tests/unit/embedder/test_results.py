@@ -7,6 +7,7 @@ import pytest
 
 from headwater.embedder.v1 import events_pb2
 from services.embedder import results
+from services.embedder.mongo_jobs import HANDED_IN_S, Doing, HandedIn
 from services.embedder.state import Document, Key, WorkingSet
 from services.kernel import topics
 from services.kernel.jobs import Job, JobState
@@ -97,3 +98,23 @@ def test_what_is_made_again_from_the_log_is_not_told_again() -> None:
     state, decision = take_in(WAITING, quiet=True)
     assert state.documents[KEY].version == "v2"
     assert not decision.outputs
+
+
+def test_only_the_work_whose_result_is_on_its_way_is_left_alone() -> None:
+    handed_in, job = HandedIn(), Job(Doing(KEY, 7), "v1", "hash/1")
+    handed_in.add(job, 0.0)
+    assert handed_in.hold(job)
+    assert not handed_in.hold(replace(job, version="v2"))  # another change came in between
+    assert not handed_in.hold(replace(job, key=Doing(KEY, 8)))
+    handed_in.came_back([Key("default", "docs/b")])
+    assert handed_in.hold(job)
+    handed_in.came_back([KEY])
+    assert not handed_in.hold(job)
+
+
+def test_a_result_that_does_not_come_back_is_made_again() -> None:
+    handed_in, job = HandedIn(), Job(Doing(KEY, 7), "v1", "hash/1")
+    handed_in.add(job, 0.0)
+    assert handed_in.pending(HANDED_IN_S - 1) == 1
+    assert handed_in.pending(HANDED_IN_S) == 0
+    assert not handed_in.hold(job)
