@@ -27,10 +27,10 @@ Ends = Callable[[Sequence[TopicPartition]], Awaitable[dict[TopicPartition, int]]
 class Reader:
     """Reads one partition, on from where it was or from elsewhere."""
 
-    def __init__(self, place: TopicPartition | None) -> None:
+    def __init__(self, place: TopicPartition | None, isolation: str = "read_committed") -> None:
         """Wire it; a reader of no partition only tells of ends."""
         self.lock = asyncio.Lock()
-        self._place, self._consumer = place, None
+        self._place, self._isolation, self._consumer = place, isolation, None
         self._next = -1
         self._end = 0  # as last known
 
@@ -38,7 +38,7 @@ class Reader:
         if self._consumer is None:
             consumer = AIOKafkaConsumer(
                 **connection,
-                isolation_level="read_committed",
+                isolation_level=self._isolation,
                 auto_offset_reset="earliest",
                 enable_auto_commit=False,
                 fetch_max_wait_ms=FETCH_WAIT_MS,

@@ -27,7 +27,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from headwater.common.v1 import common_pb2
 from services.kernel.errors import InvalidInputError, UnavailableError
-from services.kernel.kafka_clients import Outgoing, Reader, send, stop
+from services.kernel.kafka_clients import STOP_S, Outgoing, Reader, send, stop
 from services.kernel.kafka_consumer import KafkaConsumer
 from services.kernel.kafka_diagnosis import unreachable
 from services.kernel.kafka_records import (
@@ -58,6 +58,7 @@ from services.kernel.waiters import Waiters
 DEFAULT_PARTITIONS = 4
 TOPIC_EXISTS, GROUP_NOT_THERE = 36, 69
 CREATED_WITHIN_S = 30.0
+CLOSING_S = 5.0  # for what is closed after a client has been stopped
 READERS_MAX = 16
 POLL_FIRST_S, POLL_MAX_S = 0.02, 0.25
 BATCH_BYTES = 256 << 10
@@ -122,7 +123,7 @@ class KafkaLog:
         if self._producer is not None:
             await stop(self._producer)
         if self._background:
-            await asyncio.wait(self._background, timeout=10)
+            await asyncio.wait(self._background, timeout=STOP_S + CLOSING_S)
         if self._admin is not None:
             await self._admin.close()
 
@@ -310,14 +311,21 @@ class KafkaLog:
         return records_of(raw, topic)
 
     async def end(self, topic: str) -> list[int]:
-        """Return the next offset of each partition: below it everything is decided, committed or not."""
+        """Return the next offset of each partition: whatever anybody has written is below it, if undecided as yet.
+
+        A transaction is acknowledged before it can be read: who waits for what it has written must find its end.
+        """
         places = [TopicPartition(self.named(topic), partition) for partition in range(self.partitions(topic))]
-        ends = await self.asked(self._ends(places))
+        ends = await self.asked(self._ends(places, "read_uncommitted"))
         return [ends[place] for place in places]
 
-    async def _ends(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        reader = self._readers.setdefault(("", 0), Reader(None))  # of no partition: it is only asked
-        self._readers.move_to_end(("", 0))
+    async def _ends(
+        self, places: Sequence[TopicPartition], isolation: str = "read_committed"
+    ) -> dict[TopicPartition, int]:
+        """Return the next offsets; of committed reads, those below which everything is decided."""
+        name = (isolation, 0)  # a reader of no partition: it is only asked
+        reader = self._readers.setdefault(name, Reader(None, isolation))
+        self._readers.move_to_end(name)
         return await reader.ends(self.connection, places)
 
     async def wait_for(self, topics: Collection[str], seen: Offsets, timeout_s: float) -> bool:

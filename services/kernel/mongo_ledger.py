@@ -157,6 +157,7 @@ class MongoLedger:
             return self._known[name]
         found = await asked(self._mongo.collection(self._heads).find_one({"_id": name}))
         head = _head(group, partition, found)
+        await self._keep(head)
         await self._carry_out(head)
         self._remember(head)
         return head
@@ -269,6 +270,7 @@ class MongoLedger:
         content = {"writes": [tuple(write) for write in newest.values()]}
         after = head._replace(seq=head.seq + 1, topics=topics, writes=await self._packed(content, newest.values()))
         await self._compare_and_set(head, after)
+        await self._keep(after)
         await self._carry_out(after)
         self._remember(after)
         await self._drop(head.writes)
@@ -345,18 +347,30 @@ class MongoLedger:
             await self._mongo.write(self._pieces, [InsertOne({"_id": f"{name}/{number}", "at": at, "raw": piece})])
         return _Packed(name=name, pieces=len(pieces))
 
+    async def _keep(self, head: Head) -> None:
+        """Let the pieces of what has happened not expire, as those do of what never did: they are dropped when due."""
+        names = _names(head.writes, *(each.outputs for each in head.topics.values()))
+        if names:
+            await asked(
+                self._mongo.collection(self._pieces).update_many({"_id": {"$in": names}}, {"$unset": {"at": 1}})
+            )
+
     async def _unpacked(self, packed: _Packed) -> dict[str, Any] | None:
         """Return what was packed; None when its pieces have been removed."""
         if not packed.pieces:
             return decoded(packed.inline) if packed.inline else {}
-        names = [f"{packed.name}/{number}" for number in range(packed.pieces)]
+        names = _names(packed)
         found = {each["_id"]: each["raw"] for each in await self._mongo.find(self._pieces, {"_id": {"$in": names}})}
         return decoded(b"".join(found[name] for name in names)) if len(found) == len(names) else None
 
     async def _drop(self, *packed: _Packed) -> None:
-        names = [f"{each.name}/{number}" for each in packed for number in range(each.pieces)]
-        if names:
+        if names := _names(*packed):
             await asked(self._mongo.collection(self._pieces).delete_many({"_id": {"$in": names}}))
+
+
+def _names(*packed: _Packed) -> list[str]:
+    """Return the names of the pieces."""
+    return [f"{each.name}/{number}" for each in packed for number in range(each.pieces)]
 
 
 def _merged(known: Mapping[str, Sighting], news: Mapping[str, Sighting]) -> dict[str, Sighting]:

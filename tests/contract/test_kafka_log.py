@@ -218,6 +218,23 @@ async def test_ends_of_transactions_are_no_inputs_and_no_lag(open_kafka: OpenKaf
     assert await log.tallies("g") == await log.tallies("h") == (40, Tally(applied=40))
 
 
+async def test_what_is_written_and_not_decided_yet_is_below_the_end_and_cannot_be_read(
+    open_kafka: OpenKafka,
+) -> None:
+    log = await open_kafka()
+    producer = log.new_producer(log.named("undecided"))
+    await producer.start()
+    await producer.begin_transaction()
+    await log.sent(producer, [(message(RATINGS, "k", "v"), 0, [])])
+    assert (await log.end(RATINGS))[0] == 1
+    assert await log.read(RATINGS, 0, 0) == []
+    end = (await log.end(RATINGS))[0]
+    await producer.commit_transaction()
+    assert await log.wait_for([RATINGS], {(RATINGS, 0): end}, 20)  # as who had seen nothing beyond the end
+    assert len(await log.read(RATINGS, 0, 0)) == 1
+    await producer.stop()
+
+
 async def test_the_loop_of_processors_runs_on_kafka_and_gives_poison_up(open_kafka: OpenKafka) -> None:
     log = await open_kafka()
     saved: list[Progress] = []

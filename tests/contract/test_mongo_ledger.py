@@ -109,6 +109,7 @@ async def test_large_batches_are_kept_in_pieces(mongo: Mongo) -> None:
         writes = [Write("things", str(n), {"n": n, "text": f"{turn}" * (5 << 20)}) for n in range(4)]
         await ledger.save(await ledger.head("g", 0), batch(turn, turn + 1, outputs=(large,)), writes)
     assert await (await ledger_of(mongo)).pending("g", "in", 0) == batch(1, 2, outputs=(large,))
+    assert not [each for each in await mongo.find("test_journal", {}, ["at"]) if "at" in each]  # what happened stays
     assert await things(mongo) == {str(n): n for n in range(4)}
     await ledger.save(await ledger.head("g", 0), batch(2, 3), [])
     assert await mongo.find("test_journal", {}) == []

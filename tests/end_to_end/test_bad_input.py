@@ -186,7 +186,10 @@ def test_a_full_disk_refuses_loses_nothing_and_recovers(tmp_path: Path) -> None:
                         out.flush()
                 except OSError:
                     pass
-            done = headwater("ingest", str(path), "--address", running.grpc, "--no-wait", timeout=120)
+            for _ in range(20):  # the write-ahead log may have room left: it is as long as it was once
+                done = headwater("ingest", str(path), "--address", running.grpc, "--no-wait", timeout=120)
+                if done.returncode:
+                    break
             assert done.returncode == 1
             assert b"free some space" in done.stderr
             ballast.unlink()

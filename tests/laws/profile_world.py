@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import bson
 import orjson
+from aiokafka import TopicPartition
 from hypothesis import strategies as st
 
 from headwater.profile.v1 import events_pb2
@@ -254,8 +255,19 @@ class World:
 
     def settle(self, size: int = 500) -> None:
         """Let all processors work until nothing is left to do."""
-        while any(self.step(group, size) for group in self.loops):
+        while any(self.step(group, size) for group in self.loops) or self.runner.run(self._is_undecided()):
             pass
+
+    async def _is_undecided(self) -> bool:
+        """Tell whether there is something that is committed, but is to be read only in a moment."""
+        if isinstance(self.log, SqliteLog):
+            return False
+        for topic in (topics.TOUCHED, topics.PROFILES):
+            places = [TopicPartition(self.log.named(topic), partition) for partition in range(PARTITIONS)]
+            readable = await self.log._ends(places)
+            if [readable[place] for place in places] != await self.log.end(topic):
+                return True
+        return False
 
     def documents(self, tenant: str) -> dict[str, events_pb2.Profile]:
         """The stored documents of a tenant."""

@@ -24,7 +24,7 @@ RESTARTS = 1 + KILLS // 20  # of each engine, and interruptions of the network
 INTERRUPTION_S = 30.0
 PAUSE_S = 6.0  # between two disturbances, at most: a group takes up to 10 s to miss a member that was killed
 SETTLE_S = 1_200.0
-VERIFY_S = 300.0  # of one service
+VERIFY_S = 300.0 + CHANGES / 20  # of one service
 Disturbance = tuple[str, Callable[[], None]]
 
 

@@ -22,7 +22,7 @@ from tests.laws.test_profile_order import deleted, mixed, rules, unmerged
 from tests.laws.test_profile_replay import replayed, state_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(100)]
-PROFILES = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=15)
+PROFILES = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=10)
 
 
 @pytest.fixture(scope="module")
