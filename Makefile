@@ -35,7 +35,7 @@ laws: $(STAMP) ## Run the slow tests too: crashes, end-to-end processes
 	$(BIN)/python -m pytest -q -m "slow and not engine"
 
 engines: $(STAMP) ## Run the tests that need real engines, which are fetched and started
-	HEADWATER_ENGINES=1 $(BIN)/python -m pytest -q -m engine
+	HEADWATER_ENGINES=1 $(BIN)/python -m pytest -q -m engine -o timeout=300 -W default::pytest.PytestUnraisableExceptionWarning
 
 browser: $(STAMP) ## Run the page's tests in a real Chromium
 	$(BIN)/python -m pytest -q -m browser

@@ -20,6 +20,7 @@ from services.ingest.app import build
 from services.kernel import topics
 from tests.conftest import Running, RunService
 from tests.contract.conftest import Tables, on
+from tests.contract.test_ingest_api import records
 
 pytestmark = pytest.mark.slow
 BUCKET = "policies"
@@ -54,8 +55,8 @@ def s3(endpoint: str) -> Iterator[Any]:
     client.create_bucket(Bucket=BUCKET)
     yield client
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
-    for item in (item for page in pages for item in page.get("Contents", ())):
-        client.delete_object(Bucket=BUCKET, Key=item["Key"])
+    for found in [page["Contents"] for page in pages if "Contents" in page]:
+        client.delete_objects(Bucket=BUCKET, Delete={"Objects": [{"Key": item["Key"]} for item in found]})
     client.delete_bucket(Bucket=BUCKET)
     client.close()
 
@@ -67,17 +68,15 @@ def settings(endpoint: str, **more: Any) -> dict[str, Any]:
 
 async def documents(running: Running) -> list[Document]:
     """All document changes, in the order of each document."""
-    log, found = running.platform.log, []
-    for partition in range(log.partitions(topics.DOCUMENTS)):
-        records = await log.read(topics.DOCUMENTS, partition, 0, max_records=10_000)
-        found += [Document.FromString(record.value or b"") for record in records]
-    return found
+    return [
+        Document.FromString(record.value or b"") for record in await records(running.platform.log, topics.DOCUMENTS)
+    ]
 
 
 async def until(running: Running, count: int) -> list[Document]:
-    while len(found := await documents(running)) < count:
+    while sum(await running.platform.log.end(topics.DOCUMENTS)) < count:
         await asyncio.sleep(0.02)
-    return found
+    return await documents(running)
 
 
 @contextlib.asynccontextmanager

@@ -21,6 +21,9 @@ from tests.engines.kafka_tls import KEY_PASSWORD, PASSWORD, USER, SecureKafka
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 NOT_LONG_S = 20.0
+SETTLE_S = (
+    0.3  # aiokafka does not wait for the end of a connection that was refused: the event loop must not end before
+)
 
 
 def tls(kafka: SecureKafka, **changes: Any) -> KafkaSettings:
@@ -48,6 +51,7 @@ async def refused(settings: KafkaSettings) -> HeadwaterError:
         with pytest.raises(HeadwaterError) as refusal:
             await log.start()
         await log.close()
+    await asyncio.sleep(SETTLE_S)
     return refusal.value
 
 

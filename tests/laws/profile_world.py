@@ -262,8 +262,8 @@ class World:
         """Tell whether there is something that is committed, but is to be read only in a moment."""
         if isinstance(self.log, SqliteLog):
             return False
-        for topic in (topics.TOUCHED, topics.PROFILES):
-            places = [TopicPartition(self.log.named(topic), partition) for partition in range(PARTITIONS)]
+        for topic in (topics.TOUCHED, topics.PROFILES, topics.ERASURES_DONE):
+            places = [TopicPartition(self.log.named(topic), n) for n in range(self.log.partitions(topic))]
             readable = await self.log._ends(places)
             if [readable[place] for place in places] != await self.log.end(topic):
                 return True

@@ -23,13 +23,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def erase(world: World, tenant: str, profile_id: str) -> None:
     """Let the service carry out an erasure, and nothing else."""
+    ask_to_erase(world, tenant, profile_id)
+    while world.step("profile-erasure", 10):
+        pass
+
+
+def ask_to_erase(world: World, tenant: str, profile_id: str) -> None:
     request = events_pb2.ErasureRequested(
         erasure_id=tenant, tenant=tenant, records=[SUBJECT], profile_ids=[profile_id] if profile_id else []
     )
     request.requested_at.FromMilliseconds(T0_MS + 1_000_000)
     world.append([message_of(topics.ERASURES, tenant.encode(), request, T0_MS + 1_000_000)])
-    while world.step("profile-erasure", 10):
-        pass
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)

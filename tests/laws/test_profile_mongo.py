@@ -1,10 +1,16 @@
 """The laws of profiles on Kafka and MongoDB: the same histories as embedded, and the same state hash."""
 
 from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from headwater.common.v1 import events_pb2
+from services.kernel import topics
+from services.kernel.errors import UnavailableError
+from services.profile.mongo_erasure import MongoErasures
+from tests.contract.test_ingest_api import records
 from tests.engines import Kafka
 from tests.engines.mongo import MongoServer
 from tests.laws.profile_world import (
@@ -17,7 +23,7 @@ from tests.laws.profile_world import (
     cluster,
     messages_of,
 )
-from tests.laws.test_profile_erasure import erased, just_left
+from tests.laws.test_profile_erasure import SUBJECT, ask_to_erase, erased, just_left
 from tests.laws.test_profile_order import deleted, mixed, rules, unmerged
 from tests.laws.test_profile_replay import replayed, state_of
 
@@ -102,3 +108,64 @@ def test_the_hash_is_that_of_the_embedded_stores(
         hashes.append(one.runner.run(state_of(one))[0])
         one.close()
     assert hashes[0] == hashes[1]
+
+
+def one_person(world: World, tenant: str) -> None:
+    """Two rows of one profile, taken in and not folded yet."""
+    changes = [Change("insert", "customers", 1, {"a": 1}), Change("insert", "orders", 1, {"a": 2})]
+    assignments = [Assignment(SUBJECT, "p1"), Assignment("crm/orders/1", "p1")]
+    world.append(messages_of(tenant, changes, assignments))
+    while world.step("profile-rows", 10):
+        pass
+
+
+def unavailable(*_: Any) -> NoReturn:
+    raise UnavailableError("cut off")
+
+
+def test_what_was_folded_and_not_published_when_an_erasure_came_does_not_come_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = world.new_tenant()
+    one_person(world, tenant)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.consumers["profile-fold"], "commit", unavailable)
+        world.step("profile-fold", 10)
+    assert world.documents(tenant).keys() == {"p1"}
+    assert world.published(tenant) == {}
+    ask_to_erase(world, tenant, "p1")
+    world.step("profile-erasure", 10)
+    assert acknowledged(world, tenant) == []
+    world.settle()
+    assert len(acknowledged(world, tenant)) == 1
+    assert world.traces(tenant, SUBJECT) == set()
+    assert [each.record for each in world.published(tenant)["p1"].records] == ["crm/orders/1"]
+
+
+def test_an_erasure_that_is_cut_off_is_done_and_told_in_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    tenant = world.new_tenant()
+    one_person(world, tenant)
+    world.settle()
+    ask_to_erase(world, tenant, "")
+    for name in ("_planned", "_remaining"):
+        with monkeypatch.context() as patch:
+            patch.setattr(MongoErasures, name, unavailable)
+            world.step("profile-erasure", 10)
+    assert acknowledged(world, tenant) == []
+    world.step("profile-erasure", 10)
+    (done,) = acknowledged(world, tenant)
+    assert dict(done.removed) == {"rows": 1, "documents": 1, "identifiers": 2}
+    assert dict(done.remaining) == {"rows": 0, "documents": 0, "identifiers": 0}
+    assert world.traces(tenant, SUBJECT) == set()
+    world.settle()
+    assert [each.record for each in world.documents(tenant)["p1"].records] == ["crm/orders/1"]
+    assert world.documents(tenant) == world.published(tenant)
+
+
+def acknowledged(world: World, tenant: str) -> list[events_pb2.ErasureDone]:
+    """What the service has told of the tenant's erasure."""
+    while world.runner.run(world._is_undecided()):
+        pass
+    found = world.runner.run(records(world.log, topics.ERASURES_DONE))
+    answers = (events_pb2.ErasureDone.FromString(each.value or b"") for each in found)
+    return [answer for answer in answers if answer.erasure_id == tenant]
