@@ -14,7 +14,7 @@ from services.kernel.sqlite import Database
 from services.kernel.sqlite_log import SqliteLog
 from services.kernel.topics import TOPICS
 from tests.conftest import Running, RunService
-from tests.engines import Kafka, kafka_engine
+from tests.engines import Kafka, forget_topics, kafka_engine
 from tests.engines.kafka_tls import secure_kafka
 from tests.engines.mongo import MongoServer, mongo_engine
 
@@ -26,6 +26,13 @@ __all__ = ["kafka_engine", "mongo_engine", "secure_kafka"]
 ENGINE = (pytest.mark.slow, pytest.mark.engine)
 Tables = dict[str, dict[str, Any]]
 OpenKafka = Callable[[], Awaitable["KafkaLog"]]
+
+
+@pytest.fixture(autouse=True)
+async def topics_go_with_their_test(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    yield
+    if request.node.get_closest_marker("engine"):
+        await forget_topics()
 
 
 @pytest.fixture

@@ -1,17 +1,22 @@
 """Real engines for tests: fetched and started by the scripts beside this, once a session, on free ports of loopback."""
 
+import asyncio
+import contextlib
 import os
 import random
+import re
 import select
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 HERE = Path(__file__).parent
+OF_A_TEST = re.compile(r"t?[0-9a-f]{12,32}\.")
 CACHE = Path(os.environ.get("HEADWATER_CACHE", "~/.cache/headwater")).expanduser()
 
 
@@ -49,7 +54,10 @@ class Kafka:
     Attributes:
         address: where it is reached.
         proxy: the port that clients have to use who reach it by a proxy to `proxied`.
+        running: those that have been started, and not stopped.
     """
+
+    running: ClassVar[set["Kafka"]] = set()
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_ports(6)  # the next one is the controller's, the last two speak TLS
@@ -59,8 +67,10 @@ class Kafka:
 
     def start(self) -> None:
         self._run("start", str(self.folder), "kafka")
+        self.running.add(self)
 
     def stop(self) -> None:
+        self.running.discard(self)
         self._run("stop", str(self.folder))
 
     def kill(self) -> None:
@@ -71,6 +81,21 @@ class Kafka:
         environment = {**os.environ, **ports, "JAVA_HEAP": "256m", **self.options}
         command = ["nice", "-n", "15", "bash", str(HERE / "kafka.sh"), *words]
         subprocess.run(command, env=environment, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+async def forget_topics() -> None:
+    """Remove the topics that tests have made under a prefix of their own: a broker bears some thousand partitions."""
+    from aiokafka.admin import AIOKafkaAdminClient
+    from aiokafka.errors import KafkaError
+
+    for broker in Kafka.running:
+        admin = AIOKafkaAdminClient(bootstrap_servers=broker.address)
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(15):
+                await admin.start()
+                if names := [name for name in await admin.list_topics() if OF_A_TEST.match(name)]:
+                    await admin.delete_topics(names)
+        await admin.close()
 
 
 def need_kafka() -> None:
