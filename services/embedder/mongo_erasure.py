@@ -65,8 +65,12 @@ class MongoErasures:
         )
         keys = [Key(tenant, record) for record in request.records]
         names = [name_of(key) for key in keys]
-        found = await self._mongo.find(DOCUMENTS, {"_id": {"$in": names}, **PRESENT}, ["_id"])
-        present = {each["_id"] for each in found}
+        # Of those that went in an erasure which was cut off, the hint tells.
+        present = {
+            each["_id"]
+            for collection in (DOCUMENTS, HINTS)
+            for each in await self._mongo.find(collection, {"_id": {"$in": names}, **PRESENT}, ["_id"])
+        }
         removed = await self._count(keys)
         owners: dict[int, list[Write]] = defaultdict(list)
         for name in names:
@@ -76,7 +80,7 @@ class MongoErasures:
             if name in present:
                 owners[slot].append(Write(HINTS, name, again))
         for slot, writes in sorted(owners.items()):
-            await self._ledger.amend(GROUP, slot, writes)
+            await self._ledger.amend(GROUP, slot, writes, lambda: self._log.committed(GROUP))
         for key in keys:
             await forget(self._mongo, self._index, key)
         left = await self._index.expunge() if removed["chunks"] else 0
