@@ -112,6 +112,8 @@ def config(namespace: Namespace, name: str) -> str:
 @pytest.mark.parametrize("case", CASES)
 def test_the_api_server_takes_every_object_and_pod_security_every_pod(namespace: Namespace, case: str) -> None:
     for found in render(CASES[case]):
+        if found["kind"] == "PodMonitor":
+            continue  # a kind of the Prometheus operator's, which this server does not have
         found["metadata"].pop("namespace", None)
         answer = namespace.create(found, "?dryRun=All&fieldValidation=Strict")
         assert (answer.status, answer.warnings) == (201, []), answer
