@@ -407,11 +407,12 @@ async def test_workers_that_start_at_once_on_an_empty_server_make_one_schema(
     neo4j_engine: Neo4jServer, database: Database
 ) -> None:
     async def start(worker: Worker) -> None:
-        for _ in range(20):
+        for _ in range(100):
             try:
                 await worker.adapters.life.start()
             except UnavailableError:
-                continue  # as a process does that starts
+                await asyncio.sleep(0.1)  # and again, as a process does that starts
+                continue
             break
         assert await worker.neo4j.ask("MATCH (s:IdentitySettings) RETURN count(s)") == [[1]]
         await worker.adapters.life.close()
